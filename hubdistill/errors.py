@@ -1,0 +1,54 @@
+"""Every error a user can meet. Each is also a standard-library type, and each message ends with the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class HubdistillError(Exception):
+    """Base of all errors that hubdistill raises on purpose; the CLI prints the message and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class RecipeError(HubdistillError, ValueError):
+    """A recipe that cannot be used. `problems` holds one line each (`file:line: key: what; the fix`), all at once."""
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class InputError(HubdistillError, ValueError):
+    """A dataset row, model repository, adapter or argument that was read and cannot be used."""
+
+
+class MissingError(HubdistillError, FileNotFoundError):
+    """A file, folder, package, repository or revision that is named but is not there."""
+
+    def __str__(self) -> str:  # OSError's own would print "[Errno ...]" forms
+        return str(self.args[0]) if self.args else ""
+
+
+class HubError(HubdistillError, ConnectionError):
+    """The Hub refused, failed, or could not be reached; nothing local is lost."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class RunDirectoryError(HubdistillError, OSError):
+    """The run directory is in use, read-only, full, or not ours."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class TrainingError(HubdistillError, RuntimeError):
+    """Training met a NaN, an Inf, or nothing to train on; the last good checkpoint stays."""
+
+    exit_code = 1
+
+
+class MissingPackageError(HubdistillError, ImportError):
+    """An optional package is needed and is not installed; the message holds the pip command."""

@@ -1,0 +1,150 @@
+"""The blocks of a recipe, as frozen pydantic models. An unknown key is an error; every field states its unit.
+
+The JSON schema and docs/recipe.md are generated from this file: `python -m hubdistill.recipe_reference`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+COMMIT = r"^[0-9a-f]{40}$"
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$")]
+
+
+class Spec(BaseModel):
+    """Base of all recipe blocks: frozen, strict about types, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelSpec(Spec):
+    """A model: where it is and how it is loaded."""
+
+    model: str = Field(min_length=1, description="Hub id, path relative to the recipe, or `pypi:PACKAGE` for a GGUF model shipped in an installed Python package.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub; resolved to a commit once, when the run is planned.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Number format of the weights; `auto` keeps the checkpoint's own, and float32 on CPU.")
+    trust_remote_code: bool = Field(False, description="Run Python code from the model repository. Needs `revision` to be a full 40-digit commit.")
+
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> ModelSpec:
+        import re
+
+        if self.trust_remote_code and not re.match(COMMIT, self.revision or ""):
+            raise ValueError("trust_remote_code needs `revision` to be a full 40-digit commit, so that the code that runs is the code you read")
+        return self
+
+
+class TeacherSpec(ModelSpec):
+    """The frozen teacher."""
+
+    device: Device = Field("auto", description="Device of the teacher while training; `auto` is the student's.")
+
+
+class StudentSpec(ModelSpec):
+    """The student that gets the adapter."""
+
+    layers: int | tuple[int, ...] | None = Field(None, strict=False, description="Prune the student's decoder: a number keeps that many layers, evenly spaced with the first and the last; a list names them (from 0).")
+
+    @model_validator(mode="after")
+    def _layers_make_sense(self) -> StudentSpec:
+        named = self.layers
+        if isinstance(named, int) and named < 1:
+            raise ValueError("layers must be at least 1")
+        if isinstance(named, tuple) and (not named or min(named) < 0 or len(set(named)) != len(named) or list(named) != sorted(named)):
+            raise ValueError("layers must be a rising list of layer numbers from 0, for example [0, 2, 4]")
+        return self
+
+
+class PromptsSpec(Spec):
+    """Where the prompts come from."""
+
+    dataset: str = Field(min_length=1, description="Hub dataset id, or a .jsonl, .json, .parquet or .csv file, path relative to the recipe.")
+    config: str | None = Field(None, description="Configuration (subset) of the Hub dataset.")
+    split: str = Field("train", min_length=1, description="Split of the Hub dataset.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the Hub dataset.")
+    column: str = Field("prompt", min_length=1, description="Column with the prompt: text, or chat messages (everything up to the last user turn is the prompt).")
+    response_column: str | None = Field(None, description="Column with the ground-truth response; for chat messages the turn after the prompt is taken without it.")
+    count: int | None = Field(None, ge=1, description="Training prompts to draw, by a stable hash of their text; all of them without it.")
+    heldout: int = Field(200, ge=0, description="Prompts kept apart for evaluation, by a stable hash; never trained on.")
+    max_tokens: int = Field(512, ge=1, description="Longest prompt, in tokens of the rendered template; longer ones are left out and counted.")
+    streaming: bool = Field(False, description="Stream the Hub dataset instead of downloading it (data sets larger than the disk).")
+
+
+class SamplingSpec(Spec):
+    """How teacher and student answer the prompts (section 3.2 of the paper; 0.8 and 0.95 are its values)."""
+
+    engine: Literal["transformers", "vllm"] = Field("transformers", description="What samples the responses.")
+    temperature: float = Field(0.8, ge=0, le=5, description="Sampling temperature; 0 is greedy.")
+    top_p: float = Field(0.95, gt=0, le=1, description="Nucleus sampling mass.")
+    max_tokens: int = Field(512, ge=1, description="Longest response, in tokens.")
+    batch_size: int = Field(32, ge=1, description="Prompts answered at once by the transformers engine.")
+    resample_teacher: bool = Field(False, description="Sample new teacher responses each round instead of keeping those of round 1.")
+
+
+class WarmupSpec(Spec):
+    """Supervised fine-tuning before the first round (appendix C.2), as LoRA in the same adapter."""
+
+    kind: Literal["sft", "none"] = Field("sft", description="`none` for a student that already follows instructions.")
+    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training prompts.")
+    learning_rate: float | None = Field(None, gt=0, lt=1, description="Peak learning rate; the value of `train` without it.")
+    responses: Literal["ground_truth", "teacher"] = Field("ground_truth", description="What to fine-tune on: the data set's responses, or the teacher's.")
+
+
+class LossSpec(Spec):
+    """The contrastive loss. A preset fills every field that is left out; see docs/method.md."""
+
+    preset: Literal["distillm2", "paper", "released", "cald"] = Field("distillm2", description="distillm2: alpha curriculum, linear beta ramp. paper: Algorithm 1 to the letter. released: what the authors' code ran. cald: eq. 5.")
+    alpha: float | None = Field(None, gt=0, lt=1, description="Skew alpha_0: share of the other model in the mixture.")
+    alpha_range: tuple[float, float] | None = Field(None, strict=False, description="Lower and upper clip of the curriculum's alpha (0.01 and 0.1 in B.3).")
+    anchor: Literal["off", "frozen", "batch", "ema"] | None = Field(None, description="Mean gap m that the curriculum aims at; `off` keeps alpha constant.")
+    nonpositive_gap: Literal["max", "min"] | None = Field(None, description="Alpha where the gap is not positive: the upper or the lower clip.")
+    mix_grad: Literal["exact", "detached"] | None = Field(None, description="Whether the gradient flows through the mixture.")
+    beta: Literal["linear", "paper", "released", "constant"] | None = Field(None, description="Schedule of beta, the weight of the student-response term.")
+    beta_end: float | None = Field(None, ge=0, le=1, description="Last beta of the `linear` schedule.")
+    reduction: Literal["sequence", "token"] | None = Field(None, description="Mean over a response's tokens, then over responses; or over all tokens.")
+
+    @model_validator(mode="after")
+    def _range_is_ordered(self) -> LossSpec:
+        if self.alpha_range and not 0 < self.alpha_range[0] <= self.alpha_range[1] < 1:
+            raise ValueError("alpha_range must be two numbers with 0 < low <= high < 1, for example [0.01, 0.1]")
+        return self
+
+
+class LoraSpec(Spec):
+    """The adapter."""
+
+    rank: int = Field(16, ge=1, le=512, description="Rank r of the adapter.")
+    alpha: float = Field(gt=0, description="LoRA's alpha; the adapter is scaled by alpha / rank. (Not the loss's alpha.)")
+    modules: tuple[str, ...] | None = Field(None, strict=False, min_length=1, description="Names of linear layers to adapt; all of attention and MLP in the language model without it.")
+
+
+class TrainSpec(Spec):
+    """Rounds and optimisation."""
+
+    rounds: int = Field(3, ge=1, le=100, description="Rounds: sample, then train one pass over the pairs.")
+    pairs_per_step: int = Field(128, ge=1, description="Pairs in an optimiser step, over all devices.")
+    micro_batch: int = Field(1, ge=1, description="Pairs in one forward pass on one device; lower it when memory runs out, the result is the same.")
+    learning_rate: float = Field(5e-5, gt=0, lt=1, description="Peak learning rate of AdamW (cosine over all rounds, 10 % warm-up).")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
+    gradient_checkpointing: bool = Field(False, description="Trade compute for memory in the student.")
+    save_every: int = Field(100, ge=1, description="Optimiser steps between checkpoints.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random.")
+    device: Device = Field("auto", description="Where to train and sample; `auto` takes the accelerator when there is one.")
+    tracker: Literal["none", "trackio", "wandb", "tensorboard"] = Field("none", description="Where metrics go besides metrics.jsonl.")
+
+
+class EvaluationSpec(Spec):
+    """One evaluation on the held-out prompts."""
+
+    kind: Literal["divergence", "overlap"] = Field(description="divergence: kl, skl, srkl, NLL, top-1 agreement. overlap: ROUGE-L against the teacher's response.")
+
+
+class PublishSpec(Spec):
+    """Where the adapter goes."""
+
+    repo: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=96, description="Hub repository of the adapter, ORG/NAME.")
+    base_repo: str | None = Field(None, pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=96, description="Hub repository for the student's base, where it is not on the Hub yet (a pruned or local student).")
+    private: bool = Field(True, description="Visibility of repositories that are created.")
+    tag: str | None = Field(None, pattern=r"^[A-Za-z0-9][\w.-]*$", description="Tag to put on the commit.")
