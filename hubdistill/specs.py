@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 COMMIT = r"^[0-9a-f]{40}$"
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$")]
@@ -45,7 +45,7 @@ class TeacherSpec(ModelSpec):
 class StudentSpec(ModelSpec):
     """The student that gets the adapter."""
 
-    layers: int | tuple[int, ...] | None = Field(None, strict=False, description="Prune the student's decoder: a number keeps that many layers, evenly spaced with the first and the last; a list names them (from 0).")
+    layers: int | Annotated[tuple[int, ...], Strict(False)] | None = Field(None, description="Prune the student's decoder: a number keeps that many layers, evenly spaced with the first and the last; a list names them (from 0).")
 
     @model_validator(mode="after")
     def _layers_make_sense(self) -> StudentSpec:
@@ -97,7 +97,7 @@ class LossSpec(Spec):
 
     preset: Literal["distillm2", "paper", "released", "cald"] = Field("distillm2", description="distillm2: alpha curriculum, linear beta ramp. paper: Algorithm 1 to the letter. released: what the authors' code ran. cald: eq. 5.")
     alpha: float | None = Field(None, gt=0, lt=1, description="Skew alpha_0: share of the other model in the mixture.")
-    alpha_range: tuple[float, float] | None = Field(None, strict=False, description="Lower and upper clip of the curriculum's alpha (0.01 and 0.1 in B.3).")
+    alpha_range: Annotated[tuple[float, float], Strict(False)] | None = Field(None, description="Lower and upper clip of the curriculum's alpha (0.01 and 0.1 in B.3).")
     anchor: Literal["off", "frozen", "batch", "ema"] | None = Field(None, description="Mean gap m that the curriculum aims at; `off` keeps alpha constant.")
     nonpositive_gap: Literal["max", "min"] | None = Field(None, description="Alpha where the gap is not positive: the upper or the lower clip.")
     mix_grad: Literal["exact", "detached"] | None = Field(None, description="Whether the gradient flows through the mixture.")
@@ -117,7 +117,7 @@ class LoraSpec(Spec):
 
     rank: int = Field(16, ge=1, le=512, description="Rank r of the adapter.")
     alpha: float = Field(gt=0, description="LoRA's alpha; the adapter is scaled by alpha / rank. (Not the loss's alpha.)")
-    modules: tuple[str, ...] | None = Field(None, strict=False, min_length=1, description="Names of linear layers to adapt; all of attention and MLP in the language model without it.")
+    modules: Annotated[tuple[str, ...], Strict(False)] | None = Field(None, min_length=1, description="Names of linear layers to adapt; all of attention and MLP in the language model without it.")
 
 
 class TrainSpec(Spec):
