@@ -69,7 +69,7 @@ def similar_recipe(file: Path) -> str:
     near = nearest(file.name, beside)
     if near:
         return f"did you mean '{folder / near}'?"
-    guess = nearest(str(file.with_suffix("")), [recipe.name for recipe in list_recipes()])
+    guess = nearest(str(file).removesuffix(".yaml"), [recipe.name for recipe in list_recipes()])
     return (
         f"did you mean the shipped recipe '{guess}'?"
         if guess
