@@ -1,0 +1,184 @@
+"""The contrastive objective of DistiLLM-2 (eq. 2): presets, weights of tokens, and what is worth logging.
+
+Importing this file does not import torch: `plan` reads the presets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from hubdistill.losses.schedules import SIDES, gaps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hubdistill.losses.chunked import AlphaRule, Head, Responses, Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossPreset:
+    """Every choice of the loss; field by field as specs.LossSpec describes them."""
+
+    name: str
+    alpha: float = 0.1
+    alpha_low: float = 0.01
+    alpha_high: float = 0.1
+    anchor: Literal["off", "frozen", "batch", "ema"] = "frozen"
+    nonpositive_gap: Literal["max", "min"] = "max"
+    mix_grad: Literal["exact", "detached"] = "exact"
+    beta: Literal["linear", "paper", "released", "constant"] = "linear"
+    beta_end: float = 1.0
+    reduction: Literal["sequence", "token"] = "sequence"
+
+
+DISTILLM2 = LossPreset(name="distillm2")
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        DISTILLM2,
+        replace(DISTILLM2, name="paper", beta="paper"),
+        # what the authors' code ran: no curriculum, no ramp, no gradient through the mixture
+        replace(DISTILLM2, name="released", anchor="off", beta="constant", mix_grad="detached"),
+        # eq. 5; its factor 2 over eq. 2 at beta 0.5 is left out, so that presets share one gradient scale
+        replace(DISTILLM2, name="cald", anchor="off", beta="constant"),
+    )
+}
+
+
+def resolve(fields: Mapping[str, Any]) -> LossPreset:
+    """The preset named by `fields["preset"]` (default distillm2) with every other field that is not None put over it.
+
+    `fields` is `LossSpec.model_dump()`; its `alpha_range` becomes alpha_low and alpha_high. Raises ValueError for an
+    unknown preset.
+    """
+    given = {key: value for key, value in fields.items() if value is not None}
+    name = given.pop("preset", DISTILLM2.name)
+    if name not in PRESETS:
+        raise ValueError(f"unknown loss preset {name!r}; choose from {', '.join(PRESETS)}")
+    if "alpha_range" in given:
+        given["alpha_low"], given["alpha_high"] = given.pop("alpha_range")
+    return replace(PRESETS[name], **given)
+
+
+def contrastive_loss(
+    responses: Responses,
+    student_head: Head,
+    teacher_head: Head,
+    preset: LossPreset,
+    *,
+    beta: float,
+    alpha: float | AlphaRule,
+    pairs: int,
+    side_tokens: tuple[int, int] | None = None,
+    kinds: tuple[str, str] = ("skl", "srkl"),
+    vocab: int | None = None,
+    budget_bytes: int | None = None,
+) -> tuple[Tensor, Tokens]:
+    """Eq. 2: 1/2 [(1-beta) mean skl on teacher responses + beta mean srkl on student responses], in nats.
+
+    Reduction `sequence`: mean over a response's tokens, then sum over responses / `pairs`. Pass the pairs of the
+    whole optimiser step and add the micro-batches' losses, or those of this micro-batch and average. Reduction
+    `token`: sum over a side's tokens / `side_tokens` (teacher, student); pass the totals of the whole optimiser step,
+    over all ranks, and accumulation stays exact; default this micro-batch's own. Raises ValueError for an empty
+    response, or for arguments that do not fit (see chunked_divergence).
+    """
+    from hubdistill.losses.chunked import chunked_divergence
+
+    weights_N = token_weights(responses, preset.reduction, beta=beta, pairs=pairs, side_tokens=side_tokens)
+    return chunked_divergence(
+        responses, student_head, teacher_head, weights_N, alpha,
+        kinds=kinds, mix_grad=preset.mix_grad, vocab=vocab, budget_bytes=budget_bytes,
+    )  # fmt: skip
+
+
+def token_weights(
+    responses: Responses, reduction: str, *, beta: float, pairs: int, side_tokens: tuple[int, int] | None = None
+) -> Tensor:
+    """Weight (N,) of each token's divergence in eq. 2, float32 (float64 for float64 hidden states)."""
+    import torch
+
+    from hubdistill.losses.head import compute_dtype
+
+    device, dtype = responses.student_ND.device, compute_dtype(responses.student_ND)
+    lengths, flags = _lengths(responses), responses.from_student_B.to(device)
+    if int(lengths.min()) < 1:
+        raise ValueError("a response has no tokens; leave out pairs with an empty response before the loss")
+    if pairs < 1:
+        raise ValueError(f"pairs is {pairs}; pass the number of pairs that the mean runs over")
+    if reduction == "sequence":
+        sizes = lengths.to(dtype) * pairs
+    else:
+        own = (int(lengths[~flags].sum()), int(lengths[flags].sum()))
+        teacher, student = side_tokens or own
+        sizes = torch.where(flags, student, teacher).to(dtype)
+    side = torch.where(flags, beta, 1 - beta).to(dtype)
+    return (0.5 * side / sizes).repeat_interleave(lengths)
+
+
+def response_gaps(tokens: Tokens, responses: Responses) -> Tensor:
+    """Gap (B,) of each response as the alpha curriculum sees it: what to hand to `AlphaCurriculum.observe`."""
+    teacher, student = (_response_means(logp, responses) for logp in (tokens.teacher_logp_N, tokens.student_logp_N))
+    return gaps(teacher, student, responses.from_student_B)
+
+
+def telemetry(tokens: Tokens, responses: Responses, preset: LossPreset) -> dict[str, Tensor]:
+    """Sums and counts per side, to be added over micro-batches and ranks; `summarise` turns the totals into means.
+
+    Keys are `teacher/...` and `student/...`, for whose responses: tokens, responses (counts); divergence,
+    teacher_nll, student_nll, agreement (sums over tokens); gap, alpha, alpha_at_low, alpha_at_high (sums over
+    responses). 0-d float tensors on the loss's device; nothing waits for the device.
+    """
+    flags = responses.from_student_B.to(tokens.alpha_B.device)
+    lengths, alpha = _lengths(responses), tokens.alpha_B
+    per_token = {
+        "divergence": tokens.divergence_N,
+        "teacher_nll": -tokens.teacher_logp_N,
+        "student_nll": -tokens.student_logp_N,
+        "agreement": tokens.agree_N,
+        "tokens": tokens.agree_N.new_ones(tokens.agree_N.shape),
+    }
+    per_response = {
+        "gap": response_gaps(tokens, responses),
+        "alpha": alpha,
+        "alpha_at_low": alpha <= preset.alpha_low * (1 + 1e-5),
+        "alpha_at_high": alpha >= preset.alpha_high * (1 - 1e-5),
+        "responses": flags.new_ones(flags.shape),
+    }
+    flags_N = flags.repeat_interleave(lengths, output_size=len(tokens.agree_N))
+    totals = {}
+    for side, mask_N, mask_B in zip(SIDES, (~flags_N, flags_N), (~flags, flags), strict=True):
+        for key, value in per_token.items():
+            totals[f"{side}/{key}"] = (value.to(tokens.divergence_N.dtype) * mask_N).sum()
+        for key, value in per_response.items():
+            totals[f"{side}/{key}"] = (value.to(tokens.divergence_N.dtype) * mask_B).sum()
+    return totals
+
+
+def summarise(totals: Mapping[str, Any]) -> dict[str, float]:
+    """Means of `telemetry`'s totals: nats per token for divergence and NLL, tokens for `length`; empty sides left out."""
+    values = {key: float(value) for key, value in totals.items()}
+    result = {}
+    for side in SIDES:
+        tokens, count = values[f"{side}/tokens"], values[f"{side}/responses"]
+        if not count:
+            continue
+        for key in ("divergence", "teacher_nll", "student_nll", "agreement"):
+            result[f"{side}/{key}"] = values[f"{side}/{key}"] / tokens
+        for key in ("gap", "alpha", "alpha_at_low", "alpha_at_high"):
+            result[f"{side}/{key}"] = values[f"{side}/{key}"] / count
+        result[f"{side}/length"] = tokens / count
+    return result
+
+
+def _lengths(responses: Responses) -> Tensor:
+    import torch
+
+    return torch.as_tensor(responses.lengths_B, device=responses.student_ND.device)
+
+
+def _response_means(values_N: Tensor, responses: Responses) -> Tensor:
+    import torch
+
+    return torch.segment_reduce(values_N, "mean", lengths=_lengths(responses))

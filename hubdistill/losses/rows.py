@@ -1,0 +1,188 @@
+"""Divergences of a block of logit rows and their gradients in closed form, in place; the inner loop of `chunked.py`.
+
+N rows, V vocabulary. p teacher, q student. A kernel gets both models' rows after `normalise`, overwrites them, and
+leaves dDivergence/dz_S divided by its per-row factor in the student's rows. Formulas: docs/method.md, checked there
+against autograd. Probabilities rather than logarithms where the mixture keeps ratios within 1/alpha: one exponential
+and one logarithm per entry is all that is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Stats(NamedTuple):
+    """Per row (N, 1): log-sum-exp of the logits, and log-probability of the label."""
+
+    log_z: Tensor
+    label_logp: Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a kernel works on. `teacher`, `student`: (N, V), overwritten; `scratch`: two buffers (N, V)."""
+
+    teacher: Tensor
+    student: Tensor
+    alpha: Tensor  # (N, 1)
+    labels: Tensor  # (N, 1)
+    student_label_logp: Tensor  # (N, 1)
+    scratch: tuple[Tensor, Tensor]
+    student_log_z: Tensor  # (N, 1)
+    soft_cap: float | None  # of the student's head
+    detached: bool
+    gradient: bool  # False: the value alone
+
+    def slope_(self, log_q: Tensor) -> Tensor:
+        """Student log-probabilities (N, V), overwritten by dz/dy = 1 - (z/c)^2 of the head's soft cap z = c tanh(y/c)."""
+        assert self.soft_cap is not None
+        return log_q.add_(self.student_log_z).div_(self.soft_cap).square_().neg_().add_(1)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A divergence: its row function (-> value (N, 1)) and the per-row factor its gradient is still to be scaled by."""
+
+    run: Callable[[Block], Tensor]
+    factor: Callable[[Tensor], Tensor | float] = lambda alpha: 1.0
+    log_space: bool = False  # rows arrive as log-probabilities instead of probabilities
+    needs_alpha: bool = True
+
+
+def top_agree(teacher: Tensor, student: Tensor) -> Tensor:
+    """Whether both rows (N, V) have their largest logit at the same id: (N,) bool. A tie in the teacher's counts."""
+    top = student.max(-1, keepdim=True).indices
+    return (teacher.gather(-1, top) == teacher.amax(-1, keepdim=True)).squeeze(-1)
+
+
+def normalise(logits: Tensor, labels: Tensor, *, log_space: bool) -> Stats:
+    """Turn logits (N, V) into probabilities, or log-probabilities, in place; labels (N, 1).
+
+    Log-probabilities of labels are formed from the logits, so they do not underflow.
+    """
+    top = logits.amax(-1, keepdim=True)
+    label_logit = logits.gather(-1, labels)
+    logits.sub_(top)
+    if log_space:
+        log_sum = torch.logsumexp(logits, -1, keepdim=True)
+        logits.sub_(log_sum)
+    else:
+        total = logits.exp_().sum(-1, keepdim=True)
+        logits.mul_(total.reciprocal())
+        log_sum = total.log()
+    log_z = top + log_sum
+    return Stats(log_z, label_logit - log_z)
+
+
+def floor_of(dtype: torch.dtype) -> float:
+    """Smallest probability kept: a normal number even after division by 1/alpha, far below what a sum can notice."""
+    return torch.finfo(dtype).tiny * 2.0**26
+
+
+def _finish(block: Block, product: Tensor, centre: Tensor, spare: Tensor) -> None:
+    """student := q (T - <q, T>) with product = q T and centre = <q, T>, times dz/dy where the head is capped."""
+    if block.soft_cap:  # where q underflows the slope is off, and multiplies a gradient of zero
+        block.slope_(torch.log(torch.clamp_min(block.student, floor_of(spare.dtype), out=spare), out=spare))
+    torch.addcmul(product, block.student, centre, value=-1, out=block.student)
+    if block.soft_cap:
+        block.student.mul_(spare)
+
+
+def _total(rows: Tensor) -> Tensor:
+    return rows.sum(-1, keepdim=True)
+
+
+def _skl(block: Block) -> Tensor:
+    """sum p log r, r = p / (a p + (1-a) q); gradient -(1-a) q (r - <q, r>)."""
+    p, q, (ratio, work) = block.teacher, block.student, block.scratch
+    p.clamp_min_(floor_of(p.dtype))
+    torch.lerp(q, p, block.alpha, out=ratio)
+    torch.div(p, ratio, out=ratio)
+    value = _total(torch.log(ratio, out=work).mul_(p))
+    if block.gradient:
+        torch.mul(q, ratio, out=work)
+        _finish(block, work, _total(work), ratio)
+    return value
+
+
+def _srkl(block: Block) -> Tensor:
+    """sum q log s, s = q / ((1-a) p + a q); gradient q (T - <q, T>), T = log s - a s (exact) or log s (detached)."""
+    p, q, (ratio, work) = block.teacher, block.student, block.scratch
+    q.clamp_min_(floor_of(q.dtype))
+    torch.lerp(p, q, block.alpha, out=ratio)
+    torch.div(q, ratio, out=ratio)
+    torch.log(ratio, out=work)
+    if block.gradient and not block.detached:
+        torch.addcmul(work, ratio, block.alpha, value=-1, out=ratio).mul_(q)
+        value = _total(work.mul_(q))
+        _finish(block, ratio, _total(ratio), work)
+        return value
+    value = _total(work.mul_(q))
+    if block.gradient:
+        _finish(block, work, value, ratio)
+    return value
+
+
+def _jsd(block: Block) -> Tensor:
+    """b KL(p, m) + (1-b) KL(q, m), m = b p + (1-b) q; gradient (1-b) q (log(q/m) - KL(q, m))."""
+    p, q, (ratio, work) = block.teacher, block.student, block.scratch
+    p.clamp_min_(floor_of(p.dtype))
+    q.clamp_min_(floor_of(q.dtype))
+    torch.lerp(q, p, block.alpha, out=ratio)
+    torch.div(q, ratio, out=work)
+    student_kl = _total(work.log_().mul_(q))
+    teacher_kl = _total(torch.div(p, ratio, out=ratio).log_().mul_(p))
+    if block.gradient:
+        _finish(block, work, student_kl, ratio)
+    return torch.lerp(student_kl, teacher_kl, block.alpha)
+
+
+def _rkl(block: Block) -> Tensor:
+    """sum q (log q - log p); gradient q (log q - log p - rkl)."""
+    log_p, log_q, (work, spare) = block.teacher, block.student, block.scratch
+    torch.sub(log_q, log_p, out=work)
+    value = _total(work.mul_(log_q.exp_()))
+    if block.gradient:
+        _finish(block, work, value, spare)
+    return value
+
+
+def _kl(block: Block) -> Tensor:
+    """sum p (log p - log q); gradient q - p."""
+    log_p, log_q, (work, spare) = block.teacher, block.student, block.scratch
+    torch.sub(log_p, log_q, out=work)
+    value = _total(work.mul_(log_p.exp_()))
+    if block.gradient:
+        if block.soft_cap:
+            block.slope_(spare.copy_(log_q))
+        log_q.exp_().sub_(log_p)
+        if block.soft_cap:
+            log_q.mul_(spare)
+    return value
+
+
+def _nll(block: Block) -> Tensor:
+    """-log q(label); gradient q - onehot(label)."""
+    log_q, spare = block.student, block.scratch[0]
+    if block.gradient:
+        if block.soft_cap:
+            block.slope_(spare.copy_(log_q))
+        log_q.exp_().scatter_add_(-1, block.labels, log_q.new_full(block.labels.shape, -1.0))
+        if block.soft_cap:
+            log_q.mul_(spare)
+    return -block.student_label_logp
+
+
+KERNELS = {
+    "kl": Kernel(_kl, log_space=True, needs_alpha=False),
+    "rkl": Kernel(_rkl, log_space=True, needs_alpha=False),
+    "skl": Kernel(_skl, factor=lambda alpha: alpha - 1),
+    "srkl": Kernel(_srkl),
+    "jsd": Kernel(_jsd, factor=lambda b: 1 - b),
+    "nll": Kernel(_nll, log_space=True, needs_alpha=False),
+}
