@@ -1,0 +1,144 @@
+"""One row of a dataset -> one conversation that ends in a user turn, and its ground-truth response if it has one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hubdistill.errors import InputError
+
+MAX_TEXT = 2**20  # characters of one message; no prompt is a book, and a row this long is a file read wrongly
+ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A raw row: `where` is `file:row N`, `value` and `response` are the cells of the two columns."""
+
+    where: str
+    column: str
+    value: Any
+    response: Any = None
+    response_column: str | None = None
+
+    def error(self, what: str, fix: str, column: str | None = None) -> InputError:
+        return InputError(f"{self.where} (column '{column or self.column}'): {what}; {fix}")
+
+
+def read_row(row: Row) -> tuple[tuple[Message, ...], str | None] | None:
+    """The conversation up to the last user turn, and the response; None where that turn has no text.
+
+    Outer whitespace is stripped from every message. Raises InputError naming file, row and column for a row that is
+    neither text nor a chat.
+    """
+    chat = _as_chat(row)
+    if chat is None:
+        prompt, after = [{"role": "user", "content": _text(row, row.value)}], None
+    else:
+        prompt, after = _split(row, chat)
+    if not prompt[-1]["content"]:
+        return None
+    if blank := next((i for i, turn in enumerate(prompt) if not turn["content"] and turn["role"] != "system"), None):
+        raise row.error(f"turn {blank + 1} is empty", "fill it, or remove the row")
+    if row.response_column is not None:
+        after = row.response
+        if after is not None and not isinstance(after, str):
+            raise row.error(f"holds {_kind(after)}", "name a column of text in `response_column`", row.response_column)
+    return tuple(prompt), (_text(row, after) or None) if after is not None else None
+
+
+def _as_chat(row: Row) -> list[Any] | None:
+    """The turns of a chat, or None for plain text."""
+    value = row.value
+    if isinstance(value, list):
+        return value
+    if value is None:
+        raise row.error("the prompt is null", "fill it, or remove the row")
+    if not isinstance(value, str):
+        raise row.error(f"holds {_kind(value)}", "name a column of text or chat messages in `prompts.column`")
+    if value.lstrip()[:1] != "[" or not ('"role"' in value or '"from"' in value or "'role'" in value):
+        return None
+    try:
+        turns = json.loads(value)
+    except (ValueError, RecursionError) as problem:
+        if value.lstrip()[1:].lstrip()[:1] != "{":
+            return None  # text that opens with a bracket
+        raise row.error("looks like chat messages, but is not JSON", "write the messages with json.dumps") from problem
+    is_chat = (
+        isinstance(turns, list)
+        and turns
+        and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in turns)
+    )
+    return turns if is_chat else None
+
+
+def _split(row: Row, chat: list[Any]) -> tuple[list[dict[str, str]], str | None]:
+    turns = [_role_and_content(row, i, turn) for i, turn in enumerate(chat)]
+    users = [i for i, (role, _) in enumerate(turns) if role == "user"]
+    if not users:
+        raise row.error("the chat has no user turn", "remove the row, or name another column in `prompts.column`")
+    prompt = [
+        {"role": role, "content": _content(row, i, content)} for i, (role, content) in enumerate(turns[: users[-1] + 1])
+    ]
+    follows = turns[users[-1] + 1 : users[-1] + 2]
+    answered = follows and follows[0][0] == "assistant" and follows[0][1] is not None
+    return prompt, _content(row, users[-1] + 1, follows[0][1]) if answered else None
+
+
+def _role_and_content(row: Row, i: int, turn: Any) -> tuple[str, Any]:
+    if not isinstance(turn, dict):
+        raise row.error(f"turn {i + 1} is {_kind(turn)}", "write each turn as {role, content}")
+    role = turn["role"] if turn.get("role") is not None else turn.get("from")
+    if not isinstance(role, str) or role not in ROLES:
+        raise row.error(f"turn {i + 1} has role {_show(role)}", "use system, user and assistant (or human and gpt)")
+    return ROLES[role], turn["content"] if turn.get("content") is not None else turn.get("value")
+
+
+def _content(row: Row, i: int, content: Any) -> str:
+    if content is None:
+        raise row.error(f"turn {i + 1} has no content", "fill it, or remove the row")
+    if isinstance(content, list | dict):
+        raise row.error(
+            f"turn {i + 1} is made of parts, such as images",
+            "write its content as one text, or use `target: {kind: vlm}` for images",
+        )
+    if not isinstance(content, str):
+        raise row.error(f"the content of turn {i + 1} is {_kind(content)}", "write it as text")
+    return _text(row, content)
+
+
+def _text(row: Row, text: str) -> str:
+    if len(text) > MAX_TEXT:
+        raise row.error(
+            f"holds a text of {len(text):,} characters (at most {MAX_TEXT:,})", "shorten it, or remove the row"
+        )
+    if "\0" in text:
+        raise row.error("holds a NUL character", "save the file as plain UTF-8 text without it")
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        raise row.error("holds half a character (a lone surrogate)", "write the file again as UTF-8") from problem
+    return text.strip()
+
+
+def _kind(value: Any) -> str:
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        dict: "an object",
+        list: "a list",
+        bytes: "bytes",
+        str: "a text",
+        type(None): "null",
+    }
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:40] + "..."

@@ -1,0 +1,140 @@
+"""Where prompt rows come from: a local .jsonl, .json, .parquet or .csv file, or a dataset on the Hub."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from hubdistill.errors import InputError, MissingError
+from hubdistill.files import file_sha256
+from hubdistill.pairs.prompt_files import MAX_LINE, READERS, Cells, local_rows, must_have
+from hubdistill.pairs.prompt_rows import Row, read_row
+from hubdistill.specs import PromptsSpec
+
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip", ".lz4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFacts:
+    """What `plan` knows of the prompts before they are drawn."""
+
+    reference: str  # as the recipe names it
+    kind: str  # "local" or "hub"
+    commit: str  # Hub commit, NOT_RESOLVED, or the sha256 of a local file
+    columns: tuple[str, ...]  # empty where the Hub does not say
+    rows: int | None  # None where counting would need reading
+    license: str | None = None
+
+
+def local_file(spec: PromptsSpec, base_dir: Path | None) -> Path | None:
+    """The local file that `spec.dataset` names, or None for a Hub dataset.
+
+    Raises MissingError or InputError for a local file that is not there or of a format that is not read, and for any
+    local file where `base_dir` is None (a recipe from the Hub).
+    """
+    name = spec.dataset
+    suffixes = (*READERS, *COMPRESSED, ".txt", ".tsv", ".xlsx", ".jsonlines", ".ndjson", ".arrow")
+    if not (name.startswith(("./", "../", "/", "~")) or name.lower().endswith(suffixes)):
+        return None
+    if base_dir is None:
+        raise InputError(
+            f"{name}: a recipe from the Hub cannot read local files; download the recipe first, or name a Hub dataset"
+        )
+    path = base_dir / Path(name).expanduser()
+    if name.lower().endswith(COMPRESSED):
+        raise InputError(f"{name}: is compressed; unpack it and name the unpacked file")
+    if not path.exists():
+        raise MissingError(f"{name}: no such file in {path.parent}; {_similar_file(path)}")
+    if not path.is_file() or path.suffix.lower() not in READERS:
+        raise InputError(f"{name}: not a file that is read here; name a .jsonl, .json, .parquet or .csv file")
+    return path
+
+
+def _similar_file(path: Path) -> str:
+    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    found = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean '{found[0]}'?" if found else "paths are relative to the recipe"
+
+
+def read_rows(spec: PromptsSpec, base_dir: Path | None) -> Iterator[Row]:
+    """All rows of the source, in its order. Raises InputError, MissingError or HubError naming file and row."""
+    path = local_file(spec, base_dir)
+    if path is None:
+        from hubdistill.pairs.hub_dataset import hub_rows
+
+        rows: Iterable[tuple[int, Cells]] = enumerate(hub_rows(spec), 1)
+        source = f"dataset {spec.dataset} ({spec.split})"
+    else:
+        rows, source = local_rows(path, spec), spec.dataset
+    for number, cells in rows:
+        where = f"{source}:row {number}"
+        value = _cell(cells, spec.column, where, "column")
+        response = _cell(cells, spec.response_column, where, "response_column") if spec.response_column else None
+        yield Row(where, spec.column, value, response, spec.response_column)
+
+
+def _cell(cells: Cells, column: str, where: str, key: str) -> Any:
+    must_have(column, list(cells), where, key)
+    return cells[column]
+
+
+def check_source(spec: PromptsSpec, base_dir: Path | None, *, offline: bool = False) -> SourceFacts:
+    """Whether the prompts can be read, for `plan`: the first rows of a local file, the commit of a Hub dataset.
+
+    Downloads no rows. Raises InputError, MissingError or HubError, each with the fix. With `offline`, a Hub dataset
+    whose revision is no commit stays NOT_RESOLVED.
+    """
+    path = local_file(spec, base_dir)
+    return _check_hub(spec, offline) if path is None else _check_local(spec, base_dir, path)
+
+
+def _check_hub(spec: PromptsSpec, offline: bool) -> SourceFacts:
+    from hubdistill.pairs.hub_dataset import find_dataset
+
+    found = find_dataset(spec, offline=offline)
+    what = f"dataset {spec.dataset}"
+    for column, key in ((spec.column, "column"), (spec.response_column, "response_column")):
+        if column and found.columns:
+            must_have(column, list(found.columns), what, key)
+    if found.splits and spec.split not in found.splits:
+        raise InputError(f"{what}: no split '{spec.split}'; set `prompts.split` to one of: {', '.join(found.splits)}")
+    facts: dict[str, Any] = {
+        "commit": found.commit,
+        "columns": found.columns,
+        "rows": found.rows,
+        "license": found.license,
+    }
+    return SourceFacts(reference=spec.dataset, kind="hub", **facts)
+
+
+def _check_local(spec: PromptsSpec, base_dir: Path | None, path: Path) -> SourceFacts:
+    first = list(islice(read_rows(spec, base_dir), 20))
+    for row in first:
+        read_row(row)
+    if not first:
+        raise InputError(f"{spec.dataset}: has no rows; put one prompt in each row")
+    facts: dict[str, Any] = {"commit": file_sha256(path), "columns": _columns(path, spec), "rows": _count(path)}
+    return SourceFacts(reference=spec.dataset, kind="local", **facts)
+
+
+def _columns(path: Path, spec: PromptsSpec) -> tuple[str, ...]:
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet as pq
+
+        return tuple(pq.read_schema(path).names)
+    return tuple(next(local_rows(path, spec))[1])
+
+
+def _count(path: Path) -> int | None:
+    if path.suffix.lower() == ".jsonl":
+        with path.open("rb") as stream:
+            return sum(1 for line in iter(lambda: stream.readline(MAX_LINE), b"") if line.strip())
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet as pq
+
+        return int(pq.read_metadata(path).num_rows)
+    return None
