@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hubdistill.errors import HubdistillError, HubError, InputError, MissingError, RunDirectoryError
+from hubdistill.errors import HubdistillError, InputError, MissingError, RunDirectoryError
+from hubdistill.hub_errors import hub_problem
 from hubdistill.specs import COMMIT, PromptsSpec
 
 NOT_RESOLVED = "not resolved (offline)"
-LOGIN = "log in with `hf auth login`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,58 +24,6 @@ class HubDataset:
     columns: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     rows: int | None = None
-
-
-def hub_problem(problem: Exception, what: str, revision: str | None = None) -> HubdistillError:
-    """The error to raise for `problem`, met while asking the Hub for `what` ("model ORG/NAME"), with the fix.
-
-    MissingError for what is not there, InputError for a name that cannot be one, HubError for all else.
-    """
-    from huggingface_hub import errors as hub
-
-    if isinstance(problem, hub.OfflineModeIsEnabled):
-        return HubError(f"{what}: HF_HUB_OFFLINE is set and it is not in the cache; unset it to download")
-    if isinstance(problem, hub.LocalEntryNotFoundError):
-        return HubError(f"{what}: not in the cache, and the Hub cannot be reached; check the network and HF_ENDPOINT")
-    if isinstance(problem, hub.GatedRepoError):
-        return HubError(
-            f"{what}: gated, and this account has no access; accept its terms on its Hub page, then {LOGIN}"
-        )
-    if isinstance(problem, hub.RevisionNotFoundError):
-        return MissingError(f"{what}: no revision '{revision}'; name a branch, tag or commit that its Hub page lists")
-    if isinstance(problem, hub.RepositoryNotFoundError):
-        return MissingError(
-            f"{what}: not on the Hub, or private; check the spelling, or {LOGIN} to an account that may read it"
-        )
-    if isinstance(problem, hub.EntryNotFoundError):
-        return MissingError(f"{what}: a file is missing ({_line(problem)}); name a repository or revision that has it")
-    if isinstance(problem, hub.HFValidationError):
-        return InputError(f"{what}: not a Hub id ({_line(problem)}); write ORG/NAME")
-    if isinstance(problem, hub.HfHubHTTPError) and problem.response is not None:
-        return _refused(problem.response.status_code, what, problem)
-    return HubError(
-        f"{what}: the Hub cannot be reached ({_line(problem)}); check the network and HF_ENDPOINT, then run the command again"
-    )
-
-
-def _refused(status: int, what: str, problem: Exception) -> HubError:
-    fixes = {
-        401: f"{LOGIN} again, the token is not valid",
-        403: "use a token that may read it",
-        429: "wait a few minutes, or log in for a higher limit",
-    }
-    fix = fixes.get(
-        status,
-        "run the command again later; https://status.huggingface.co shows outages"
-        if status >= 500
-        else "check the name and the revision",
-    )
-    return HubError(f"{what}: the Hub answered {status} ({_line(problem)}); {fix}")
-
-
-def _line(problem: BaseException) -> str:
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return (lines[0] if lines else type(problem).__name__)[:200]
 
 
 def find_dataset(spec: PromptsSpec, *, offline: bool = False) -> HubDataset:
@@ -131,27 +79,38 @@ def hub_rows(spec: PromptsSpec) -> Iterator[Mapping[str, Any]]:
 
 def _dataset_problem(problem: Exception, spec: PromptsSpec) -> HubdistillError:
     from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import constants
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     what = f"dataset {spec.dataset}"
-    chain: list[BaseException] = [problem]
-    while cause := (chain[-1].__cause__ or chain[-1].__context__):
-        chain.append(cause)
-    for link in chain:
-        if isinstance(link, HTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled):
-            return hub_problem(link, what, spec.revision)
-        if isinstance(link, OSError) and link.errno == errno.ENOSPC:
-            return RunDirectoryError(
-                f"{what}: the disk of the datasets cache is full; free space, set HF_HOME to another disk, or set `prompts.streaming: true`"
-            )
-    if isinstance(problem, ConnectionError):
-        return hub_problem(problem, what)
+    chain = _chain(problem)
+    if any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain):
+        return RunDirectoryError(
+            f"{what}: the disk of the datasets cache is full; free some space, set HF_HOME to another disk, or set `prompts.streaming: true`"
+        )
+    said = [link for link in chain if isinstance(link, HTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled)]
+    if said:
+        return hub_problem(said[0], what, spec.revision)
+    if isinstance(problem, ConnectionError):  # `datasets` has its own class for offline mode
+        offline = constants.HF_HUB_OFFLINE
+        return hub_problem(OfflineModeIsEnabled(str(problem)) if offline else problem, what, spec.revision)
     if isinstance(problem, DatasetNotFoundError):
-        return MissingError(f"{what}: not found ({_line(problem)}); check its name and revision")
-    if "Unknown split" in str(problem) or "Config" in str(problem) or "config name" in str(problem).lower():
+        return MissingError(f"{what}: not found ({_words(problem)}); check its name and revision")
+    if re.search(r"(?i)unknown split|bad split|config", str(problem)):
         return InputError(
-            f"{what}: {_line(problem)} Set `prompts.split` and `prompts.config` to what its Hub page lists"
+            f"{what}: {_words(problem)}; set `prompts.split` and `prompts.config` to what its Hub page lists"
         )
     return InputError(
-        f"{what}: its files cannot be read ({_line(chain[-1])}); choose another revision, or download it and name a local file"
+        f"{what}: its files cannot be read ({_words(chain[-1])}); choose another revision, or download it and name a local file"
     )
+
+
+def _chain(problem: BaseException) -> list[BaseException]:
+    links = [problem]
+    while cause := (links[-1].__cause__ or links[-1].__context__):
+        links.append(cause)
+    return links
+
+
+def _words(problem: BaseException) -> str:
+    return (" ".join(str(problem).split()).rstrip(".") or type(problem).__name__)[:200]

@@ -20,7 +20,7 @@ from hubdistill.pairs.prompts import load_prompts
 from hubdistill.specs import PromptsSpec
 
 SHARED = Path("/work/shared/data/text")
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"prompt": 'Say "hi",\nthen stop.', "answer": "hi"},
     {"prompt": "Où?", "answer": None},
     {"prompt": "Why?", "answer": ""},
@@ -223,10 +223,10 @@ def test_a_file_that_cannot_be_used_says_why_and_what_to_do(tmp_path: Path, case
 def test_a_parquet_file_cut_short_and_a_wrong_column(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"Prompt": ["a"] * 1000}), path)
-    with pytest.raises(InputError, match="a.parquet: no column 'prompt'; did you mean 'Prompt'"):
+    with pytest.raises(InputError, match=r"a.parquet: no column 'prompt'; did you mean 'Prompt'"):
         check_source(spec("a.parquet"), tmp_path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(InputError, match="a.parquet: is not a readable Parquet file"):
+    with pytest.raises(InputError, match=r"a.parquet: is not a readable Parquet file"):
         check_source(spec("a.parquet", column="Prompt"), tmp_path)
 
 
@@ -254,14 +254,14 @@ def test_an_unreadable_file_is_a_typed_error(tmp_path: Path) -> None:
     path.chmod(0)
     if os.access(path, os.R_OK):
         pytest.skip("runs as root, who may read everything")
-    with pytest.raises(InputError, match="a.jsonl: cannot be read .*; check its permissions"):
+    with pytest.raises(InputError, match=r"a.jsonl: cannot be read .*; check its permissions"):
         check_source(spec("a.jsonl"), tmp_path)
 
 
 def test_check_reads_only_the_first_rows(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n' * 500 + "not JSON\n")
     assert check_source(spec("a.jsonl"), tmp_path).rows == 501
-    with pytest.raises(InputError, match="a.jsonl:row 501: is not JSON"):
+    with pytest.raises(InputError, match=r"a.jsonl:row 501: is not JSON"):
         load_prompts(spec("a.jsonl"), tmp_path, lambda messages: [1])
 
 
