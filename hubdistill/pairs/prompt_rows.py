@@ -1,9 +1,10 @@
-"""One row of a dataset -> one conversation that ends in a user turn, and its ground-truth response if it has one."""
+"""One row of a dataset -> a prompt: a conversation that ends in a user turn, and its ground-truth response if any."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,15 @@ MAX_TEXT = 2**20  # characters of one message; no prompt is a book, and a row th
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
 
 Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that ends in a user turn. `id` is 32 hex digits of the SHA-256 of its messages."""
+
+    id: str
+    messages: tuple[Message, ...]
+    response: str | None = None  # ground truth
 
 
 @dataclass(frozen=True)
@@ -29,8 +39,14 @@ class Row:
         return InputError(f"{self.where} (column '{column or self.column}'): {what}; {fix}")
 
 
-def read_row(row: Row) -> tuple[tuple[Message, ...], str | None] | None:
-    """The conversation up to the last user turn, and the response; None where that turn has no text.
+def prompt_id(messages: Sequence[Message]) -> str:
+    """32 hex digits of the SHA-256 of the messages as canonical JSON."""
+    text = json.dumps([[turn["role"], turn["content"]] for turn in messages], ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def read_row(row: Row) -> Prompt | None:
+    """The conversation up to the last user turn, with its response; None where that turn has no text.
 
     Outer whitespace is stripped from every message. Raises InputError naming file, row and column for a row that is
     neither text nor a chat.
@@ -48,7 +64,8 @@ def read_row(row: Row) -> tuple[tuple[Message, ...], str | None] | None:
         after = row.response
         if after is not None and not isinstance(after, str):
             raise row.error(f"holds {_kind(after)}", "name a column of text in `response_column`", row.response_column)
-    return tuple(prompt), (_text(row, after) or None) if after is not None else None
+    response = None if after is None else _text(row, after) or None
+    return Prompt(prompt_id(prompt), tuple(prompt), response)
 
 
 def _as_chat(row: Row) -> list[Any] | None:

@@ -53,12 +53,12 @@ def write_format(path: Path, rows: list[dict[str, Any]]) -> None:
 def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     write_format(tmp_path / name, ROWS)
     got = read(tmp_path / name, response_column="answer")
-    assert [(chat[0]["content"], response) for chat, response in got] == [
+    assert [(prompt.messages[0]["content"], prompt.response) for prompt in got] == [
         ('Say "hi",\nthen stop.', "hi"),
         ("Où?", None),
         ("Why?", None),
     ]
-    assert all(len(chat) == 1 and chat[0]["role"] == "user" for chat, _ in got)
+    assert all(len(prompt.messages) == 1 and prompt.messages[0]["role"] == "user" for prompt in got)
     facts = check_source(spec(name, response_column="answer"), tmp_path)
     assert (facts.kind, facts.columns) == ("local", ("prompt", "answer"))
     assert facts.rows == (3 if name in ("a.jsonl", "a.parquet") else None)
@@ -79,9 +79,13 @@ def test_chats_of_both_dialects_in_every_format(tmp_path: Path) -> None:
     for chat in (openai, sharegpt):
         for name in ("a.jsonl", "a.json", "a.parquet"):
             write_format(tmp_path / name, [{"messages": chat}])
-            assert [(list(chat), answer) for chat, answer in read(tmp_path / name, column="messages")] == [want]
+            assert [
+                (list(prompt.messages), prompt.response) for prompt in read(tmp_path / name, column="messages")
+            ] == [want]
         write_format(tmp_path / "a.csv", [{"messages": json.dumps(chat)}])
-        assert [(list(chat), answer) for chat, answer in read(tmp_path / "a.csv", column="messages")] == [want]
+        assert [(list(prompt.messages), prompt.response) for prompt in read(tmp_path / "a.csv", column="messages")] == [
+            want
+        ]
 
 
 def chat(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
@@ -105,8 +109,8 @@ def chat(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
 def test_what_is_prompt_and_what_is_response(value: Any, prompt: list[str], response: str | None) -> None:
     found = read_row(Row("f:row 1", "x", value))
     assert found is not None
-    assert [turn["content"] for turn in found[0]] == prompt
-    assert found[1] == response
+    assert [turn["content"] for turn in found.messages] == prompt
+    assert found.response == response
 
 
 @pytest.mark.parametrize(
