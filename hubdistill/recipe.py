@@ -212,7 +212,7 @@ def _validate(document: Document) -> tuple[Recipe | None, list[tuple[KeyPath, Ma
     except ValidationError as error:
         for item in error.errors(include_url=False):
             path, rest = wording.known_path(item["loc"], document)
-            full = (*path, *rest[:1]) if item["type"] == "missing" else path
+            full = (*path, *rest[:1]) if item["type"] == "missing" and rest and isinstance(rest[0], str) else path
             if _covered(full, broken):
                 continue
             broken.append(full)
@@ -221,45 +221,41 @@ def _validate(document: Document) -> tuple[Recipe | None, list[tuple[KeyPath, Ma
 
 
 def _message(item: Mapping[str, Any], path: KeyPath, document: Document) -> str:
-    mark = _mark(document, path)
+    key = next((part for part in reversed(path) if isinstance(part, str)), "")
+    model = _model(path[:-1], document)
     if item["type"] == "extra_forbidden":
-        blocks = {
-            name: model
-            for name, field in Recipe.model_fields.items()
-            if (model := wording.field_model(field.annotation))
-        }
-        return wording.unknown_key(str(path[-1]), _siblings(path[:-1], document), blocks)
-    if item["type"] == "string_type" and path and item["input"] is None:
-        return "has no value; write one, or remove the key"
-    value = {**item, "input": _value(document.value, path)} if item["type"] != "missing" else item
-    return wording.sentence(value, str(path[-1]) if path else "", _field(path, document), mark)
+        fields = {name: wording.field_model(field.annotation) for name, field in Recipe.model_fields.items()}
+        blocks = {name: block for name, block in fields.items() if block and block is not TargetChoice}
+        names = ["kind"] * (path[:-1] == ("target",)) + list(model.model_fields if model else ())
+        return wording.unknown_key(key, names, blocks)
+    annotation, about = _definition(path, document)
+    # A union's branches report their own inputs; the message is about the whole value.
+    found = {**item, "input": _value(document.value, path)}
+    return wording.sentence(found, key, annotation, about, _mark(document, path))
 
 
 def _model(path: KeyPath, document: Document) -> type[Spec] | None:
-    """The spec of the block at `path`."""
+    """The spec of the block at `path`; for the target it is that of the chosen kind."""
     model: Any = Recipe
     for part in path:
-        if model is TargetChoice:
-            return None
-        field = model.model_fields.get(part) if isinstance(part, str) and model else None
-        model = model if isinstance(part, int) else wording.field_model(field.annotation) if field else None
+        if isinstance(part, str):
+            field = model.model_fields.get(part) if model else None
+            model = wording.field_model(field.annotation) if field else None
     if model is TargetChoice:
-        kind = _value(document.value, (*path, "kind"))
+        kind = _value(document.value, ("target", "kind"))
         return target_options().get(kind) if isinstance(kind, str) else None
     return model
 
 
-def _siblings(path: KeyPath, document: Document) -> list[str]:
-    model = _model(path, document)
-    return (["kind"] if path == ("target",) else []) + list(model.model_fields if model else ())
-
-
-def _field(path: KeyPath, document: Document) -> Any:
-    names = [part for part in path if isinstance(part, str)]
-    if path == ("target", "kind"):
-        return TargetChoice.model_fields["kind"]
-    model = _model(tuple(names[:-1]), document) if names else None
-    return model.model_fields.get(names[-1]) if model else None
+def _definition(path: KeyPath, document: Document) -> tuple[Any, str | None]:
+    """Type and description of the field at `path`; of a list's item for a path that ends in a number."""
+    if not path:
+        return Recipe, None
+    if isinstance(path[-1], int):
+        return wording.item_type(_definition(path[:-1], document)[0]), None
+    model = TargetChoice if path == ("target", "kind") else _model(path[:-1], document)
+    field = model.model_fields.get(path[-1]) if model else None
+    return (field.annotation, field.description) if field else (None, None)
 
 
 def _value(node: Any, path: KeyPath) -> Any:

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
-from hubdistill.yaml_lines import Document, Mark, Path, show
+from hubdistill.yaml_lines import Document, Mark, Path, resolve_scalar, show
 
 Blocks = Mapping[str, type[BaseModel]]  # top-level key -> the model of its block
 
@@ -27,6 +26,18 @@ _PATTERN_FIXES = {
     "base_repo": "write ORG/NAME, for example me/Qwen2-1.5B-pruned",
     "device": "write auto, cpu, mps, cuda or cuda:0",
     "tag": "use letters, digits, '.', '_' and '-', for example v1.0",
+}
+_WORDS = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("text", "words"),
+    bool: ("true or false", ""),
+}
+_LIST_EXAMPLES = {int: "[0, 2, 4]", float: "[0.01, 0.1]", str: "[q_proj, v_proj]"}
+_STRING_FIXES = {
+    "true or false": "write true or false, without quotes",
+    "a whole number": "write a plain decimal number such as 10 (no units, no '_', no leading 0)",
+    "a number": "write a plain decimal number such as 0.5 or 5e-5",
 }
 _BOUNDS = {
     "greater_than_equal": ("ge", "must be at least {}"),
@@ -63,26 +74,26 @@ def field_model(annotation: Any) -> type[BaseModel] | None:
     return next((model for part in typing.get_args(annotation) if (model := field_model(part))), None)
 
 
-def expected(annotation: Any, many: bool = False) -> str:
+def expected(annotation: Any) -> str:
     """What a field wants, in words: "a whole number or a list of whole numbers"."""
-    plain = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-    if annotation in plain:
-        word = plain[annotation]
-        return (
-            word + "s" * (annotation in (int, float)) if many else f"a {word}" if annotation in (int, float) else word
-        )
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in _WORDS:
+        return _WORDS[annotation][0]
     if origin is typing.Literal:
         return f"one of: {', '.join(map(str, args))}"
     if origin is tuple:
         size = "" if args[-1] is Ellipsis else f"{len(args)} "
-        items = "blocks" if field_model(args[0]) else expected(args[0], many=True)
-        return f"a list of {size}{items}"
+        return f"a list of {size}{_WORDS[args[0]][1] if args[0] in _WORDS else 'blocks'}"
     if origin in (typing.Union, types.UnionType):
         return " or ".join(expected(part) for part in args if part is not type(None))
-    if origin is typing.Annotated:
-        return expected(args[0])
-    return "a block of keys"
+    return expected(args[0]) if origin is typing.Annotated else "a block of keys"
+
+
+def item_type(annotation: Any) -> Any:
+    """X of `tuple[X, ...]`, through Annotated and unions; None when the field is no list."""
+    if typing.get_origin(annotation) is tuple:
+        return typing.get_args(annotation)[0]
+    return next((item for part in typing.get_args(annotation) if (item := item_type(part)) is not None), None)
 
 
 def got(value: Any) -> str:
@@ -99,63 +110,65 @@ def got(value: Any) -> str:
 
 
 def wrong_type(annotation: Any, value: Any, mark: Mark) -> str:
-    """ "wants a number, got the text '5'; remove the quotes" and its relatives."""
+    """What was wanted, what was found, and what to write."""
     return f"wants {expected(annotation)}, got {got(value)}; {_type_fix(annotation, value, mark)}"
 
 
 def _type_fix(annotation: Any, value: Any, mark: Mark) -> str:
-    wants = expected(annotation)
+    wants, item = expected(annotation), item_type(annotation)
     if isinstance(value, str) and mark.quoted and "number" in wants and _is_number(value):
         return "remove the quotes"
-    if isinstance(value, str) and "true or false" in wants:
-        return "write true or false, without quotes"
     if "text" in wants and isinstance(value, bool | int | float):
-        return f"put it in quotes: '{mark.raw}'"
-    if "list" in wants and isinstance(value, str | int | float) and field_model(annotation) is None:
-        return f"put it in brackets: [{show(mark.raw)}]"
-    if "list" in wants:
-        return "write a list: [{kind: divergence}]" if field_model(annotation) else "write a list in brackets: [a, b]"
+        return f"put it in quotes: '{show(mark.raw)}'"
+    if item is str and isinstance(value, str):
+        return f"put it in brackets: [{show(value)}]"
+    if item is not None:
+        return f"write a list in brackets, for example {_LIST_EXAMPLES.get(item, '[{kind: divergence}]')}"
     if "block" in wants:
         return "write its keys below it, indented, or as {key: value}"
     if "whole" in wants and isinstance(value, float):
         return "write it without a decimal point or exponent"
-    if "number" in wants and isinstance(value, str):
-        return (
-            "write a plain decimal number such as 10 (no units, no '_', no leading 0)"
-            if "whole" in wants
-            else "write a plain decimal number such as 0.5 or 5e-5"
-        )
+    if isinstance(value, str) and wants in _STRING_FIXES:
+        return _STRING_FIXES[wants]
     return f"write {wants}"
 
 
 def _is_number(text: str) -> bool:
-    from hubdistill.yaml_lines import resolve_scalar
+    value = resolve_scalar(text)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
-    return isinstance(resolve_scalar(text), int | float) and not isinstance(resolve_scalar(text), bool)
 
-
-def sentence(error: Mapping[str, Any], name: str, field: FieldInfo | None, mark: Mark) -> str:
-    """One pydantic error as a sentence; `name` is the last key of its path and `field` its definition, if there is one."""
+def sentence(error: Mapping[str, Any], name: str, annotation: Any, about: str | None, mark: Mark) -> str:
+    """One pydantic error as a sentence; `name`, `annotation` and `about` are those of the field at its path."""
     kind, value, ctx = error["type"], error["input"], error.get("ctx", {})
-    annotation = field.annotation if field else None
-    if kind == "missing":
-        return f"missing; add it: {field.description}" if field and field.description else "missing; add this block"
+    if kind == "missing" and not isinstance(value, tuple):
+        return f"missing; add it: {about}"
     if kind == "literal_error" and isinstance(value, str):
         return _not_one_of(value, _choices(annotation))
     if kind in _BOUNDS:
         limit, words = _BOUNDS[kind]
-        return f"{words.format(_plain(ctx[limit]))}, got {mark.raw or got(value)}; change the number"
+        return f"{words.format(_plain(ctx[limit]))}, got {show(mark.raw) or got(value)}; change the number"
     if kind == "finite_number":
         return f"wants a finite number, got {show(mark.raw) or got(value)}; write a plain number"
     if kind == "string_pattern_mismatch":
         return f"'{show(value)}' does not fit; {_PATTERN_FIXES.get(name, 'must match ' + str(ctx.get('pattern')))}"
-    if kind == "string_too_short" or (kind == "too_short" and not value):
+    if kind in ("string_too_short", "too_short") and not value:
         return "must not be empty; write a value or remove the key"
+    if kind in ("too_short", "too_long", "missing"):
+        return f"wants {expected(annotation)}, got a list of {len(value)}; write {_size(annotation)}"
     if kind == "string_too_long":
         return f"is longer than {ctx['max_length']} characters; shorten it"
-    if kind in ("value_error", "hubdistill"):
-        return str(ctx["error"]) if "error" in ctx else error["msg"]
-    return wrong_type(annotation, value, mark)
+    if kind == "value_error":
+        return str(ctx["error"])
+    if kind == "string_type" and value is None:
+        return "has no value; write one, or remove the key"
+    return str(error["msg"]) if kind == "hubdistill" else wrong_type(annotation, value, mark)
+
+
+def _size(annotation: Any) -> int:
+    if typing.get_origin(annotation) is tuple:
+        return len(typing.get_args(annotation))
+    return max((_size(part) for part in typing.get_args(annotation)), default=0)
 
 
 def _plain(number: float) -> str:

@@ -153,7 +153,7 @@ class _Builder:
         lines: dict[str, int] = {}
         while not isinstance(key := next(self.events), yaml.MappingEndEvent):
             mark = self.mark(key)
-            name = self.key(key, path, mark)
+            name = self.key(key, mark)
             inner = (*path, name)
             if name in lines:
                 self.problem(inner, mark, f"written twice (first on line {lines[name]}); keep one")
@@ -166,18 +166,14 @@ class _Builder:
             found[name] = value
         return found
 
-    def key(self, event: Any, path: Path, mark: Mark) -> str:
+    def key(self, event: Any, mark: Mark) -> str:
         if isinstance(event, yaml.ScalarEvent) and not event.anchor and not event.tag:
             return str(event.value)
-        what = "an alias" if isinstance(event, yaml.AliasEvent) else "a plain word"
-        if what == "a plain word":
+        if isinstance(event, yaml.AliasEvent):
             raise YamlProblem(
-                _line(event),
-                "a key must be a plain word; a list, a block, a tag or an anchor stands where a key should",
+                mark.order, f"a key must be a plain word, not an alias; write '*{show(event.anchor, 30)}' out"
             )
-        raise YamlProblem(
-            _line(event), f"a key must be a plain word, not an alias; write '*{show(event.anchor, 30)}' out"
-        )
+        raise YamlProblem(mark.order, "a key must be a plain word, with no list, block, tag or anchor; rewrite the key")
 
 
 def _line(event: Any) -> int:
@@ -194,32 +190,38 @@ def _events(text: str) -> Iterator[Any]:
         yield from yaml.parse(text, Loader=yaml.SafeLoader)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise YamlProblem(
-            line, f"the character U+{ord(error.character):04X} is not allowed in YAML; remove it"
-        ) from error
+        code = error.character if isinstance(error.character, int) else ord(error.character)
+        raise YamlProblem(line, f"the character U+{code:04X} is not allowed in YAML; remove it") from error
     except yaml.MarkedYAMLError as error:
         raise _syntax(error, text) from error
 
 
 def _syntax(error: yaml.MarkedYAMLError, text: str) -> YamlProblem:
-    mark = error.problem_mark or error.context_mark
-    line = mark.line + 1 if mark else 1
     problem = error.problem or "not valid YAML"
-    written = text.split("\n")
-    if mark and mark.line < len(written) and re.match(r" *\t", written[mark.line]):
-        return YamlProblem(line, "a tab in the indentation; YAML is indented with spaces only")
-    fix = next(
-        (fix for pattern, fix in _SYNTAX_FIXES if re.search(pattern, problem)),
-        "check quotes, brackets and indentation around this line",
-    )
-    return YamlProblem(line, f"not valid YAML ({problem}); {fix}")
+    at_start, fix = next((rest for pattern, *rest in _SYNTAX_FIXES if re.search(pattern, problem)), (False, _CHECK))
+    # For a bracket that is never closed, the place where it opens helps; the place where YAML gives up does not.
+    mark: Any = (at_start and error.context_mark) or error.problem_mark or error.context_mark
+    line = mark.line if mark else 0
+    if re.match(r" *\t", text.split("\n")[error.problem_mark.line if error.problem_mark else line]):
+        return YamlProblem(line + 1, "a tab in the indentation; YAML is indented with spaces only")
+    return YamlProblem(line + 1, f"not valid YAML ({problem}); {fix}")
 
 
-_SYNTAX_FIXES = (
-    (r"mapping values are not allowed", "put text that holds ': ' in quotes, and check the indentation"),
-    (r"could not find expected ':'", "write `key: value`, with a space after the colon"),
-    (r"expected <block end>", "line the key up with the others of its block"),
-    (r"unexpected end of stream|expected ',' or|found unexpected", "close the quote or bracket that is still open"),
-    (r"cannot start any token", "put the text in quotes"),
-    (r"undefined alias|found undefined", "write the value out"),
+_CHECK = "check quotes, brackets and indentation around this line"
+_SYNTAX_FIXES: tuple[
+    tuple[str, bool, str], ...
+] = (  # part of PyYAML's message, whether its context's line is meant, the fix
+    (
+        r"mapping values are not allowed",
+        False,
+        "put text that holds ': ' in quotes; check indentation and colons here and one line up",
+    ),
+    (r"could not find expected ':'", True, "write `key: value`, with a space after the colon"),
+    (r"expected <block end>", False, "line the key up with the others of its block"),
+    (
+        r"unexpected end of stream|expected ',' or|found unexpected",
+        True,
+        "close the quote or bracket that is still open",
+    ),
+    (r"cannot start any token", False, "put the text in quotes"),
 )
