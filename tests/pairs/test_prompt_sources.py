@@ -19,7 +19,7 @@ from hubdistill.pairs.prompt_sources import check_source, read_rows
 from hubdistill.pairs.prompts import load_prompts
 from hubdistill.specs import PromptsSpec
 
-SHARED = Path("/work/shared/data/text")
+SHARED = Path(os.environ.get("HUBDISTILL_TEST_DATA", "no data sets"))  # a folder with train/ and eval/
 ROWS: list[dict[str, Any]] = [
     {"prompt": 'Say "hi",\nthen stop.', "answer": "hi"},
     {"prompt": "Où?", "answer": None},
