@@ -1,8 +1,12 @@
-"""What a measurement is, and how its interval is computed."""
+"""What a measurement is, and how its interval is computed: a bootstrap over prompts, paired between subjects."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +41,44 @@ class Measurement:
     decoding: str = ""  # how the responses it was measured on were sampled
     seed: int = 0
     differences: tuple[Difference, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Measurement:
+        return cls(**{**row, "differences": tuple(Difference(**one) for one in row["differences"])})
+
+
+def mean_and_interval(values: list[float], seed: int = 0) -> tuple[float, float, float]:
+    """Mean and 95 % percentile-bootstrap interval (Efron 1979) of per-prompt values; the seed fixes the resamples."""
+    import numpy
+
+    array = numpy.asarray(values, dtype=numpy.float64)
+    generator = numpy.random.default_rng(seed)
+    # In slices, so that ten thousand resamples of thousands of prompts stay within some megabytes.
+    step = max(1, 2_000_000 // len(array))
+    means = numpy.concatenate([
+        array[generator.integers(0, len(array), size=(min(step, RESAMPLES - start), len(array)))].mean(axis=1)
+        for start in range(0, RESAMPLES, step)
+    ])  # fmt: skip
+    low, high = numpy.percentile(means, [2.5, 97.5])
+    return float(array.mean()), float(low), float(high)
+
+
+def paired_difference(values: Mapping[str, float], against: Mapping[str, float], name: str, seed: int = 0) -> Difference:
+    """Mean of value minus `against` over the prompts that both have, with its interval. Keys are prompt ids."""
+    shared = sorted(values.keys() & against.keys())
+    if not shared:
+        raise ValueError(f"no prompt was measured on both sides of the comparison with {name}")
+    return Difference(against=name, **_named(mean_and_interval([values[key] - against[key] for key in shared], seed)))
+
+
+def summarise(values: Mapping[str, float], *, seed: int = 0, **described: Any) -> Measurement:
+    """A measurement from per-prompt values (prompt id -> value); `described` fills its other fields."""
+    interval = mean_and_interval([values[key] for key in sorted(values)], seed)
+    return Measurement(**described, **_named(interval), n=len(values), seed=seed)
+
+
+def _named(interval: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip(("value", "low", "high"), interval, strict=True))

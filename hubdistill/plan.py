@@ -1,0 +1,222 @@
+"""The plan: everything about a run that can be known before weights load. `hubdistill plan RECIPE` prints it.
+
+A recipe that cannot work fails here, in seconds, not after an hour of sampling.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubdistill import __version__
+from hubdistill.errors import HubdistillError, RecipeError
+from hubdistill.files import digest_of
+from hubdistill.losses.contrastive import LossPreset, resolve
+from hubdistill.losses.schedules import beta_table
+from hubdistill.models.pruned import pruned_facts
+from hubdistill.models.sources import NOT_RESOLVED, ModelFacts, find_model
+from hubdistill.pairs.prompt_sources import SourceFacts, check_source
+from hubdistill.recipe import LoadedRecipe
+from hubdistill.targets import target_named
+from hubdistill.targets.base import Target
+
+if TYPE_CHECKING:
+    from hubdistill.losses.schedules import BetaTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A recipe with everything resolved; numbers of prompts and steps are upper bounds until the prompts are read."""
+
+    loaded: LoadedRecipe
+    target: Target
+    teacher: ModelFacts
+    student_source: ModelFacts  # what student.model names
+    student: ModelFacts  # the adapter's base: the same, or its pruned copy
+    prompts: SourceFacts
+    preset: LossPreset
+    most_prompts: int | None  # training prompts at most; None where the data set does not say
+    steps: int | None  # optimiser steps a round, at most
+    processes: int
+    vocab: int | None  # common vocabulary; None where a tokenizer could not be read offline
+    warnings: tuple[str, ...]
+
+    @property
+    def recipe(self):
+        return self.loaded.recipe
+
+    @property
+    def base_dir(self) -> Path:
+        return self.loaded.path.parent
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one process in an optimiser step."""
+        train = self.recipe.train
+        return train.pairs_per_step // (train.micro_batch * self.processes)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether every model and data set is pinned, so that the plan can be run."""
+        return NOT_RESOLVED not in (self.teacher.commit, self.student.commit, self.prompts.commit)
+
+    def schedule(self, steps: int) -> BetaTable:
+        """Beta over the rounds."""
+        return beta_table(self.preset.beta, rounds=self.recipe.train.rounds, steps=steps, end=self.preset.beta_end)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able, for plan.json and `--json`."""
+        recipe = self.recipe
+        table = self.schedule(self.steps or 100)
+        return {
+            "hubdistill": __version__,
+            "recipe": recipe.model_dump(mode="json"),
+            "overrides": list(self.loaded.overrides),
+            "teacher": _model(self.teacher),
+            "student": _model(self.student),
+            "prompts": asdict(self.prompts),
+            "loss": asdict(self.preset),
+            "rounds": recipe.train.rounds,
+            "prompts_at_most": self.most_prompts,
+            "steps_per_round_at_most": self.steps,
+            "processes": self.processes,
+            "micro_batches_per_step": self.accumulation,
+            "common_vocabulary": self.vocab,
+            "beta": [asdict(row) for row in table.rows],
+            "alpha": ["alpha_0 for all" if r == 1 or self.preset.anchor == "off" else f"curriculum ({self.preset.anchor} anchor)"
+                      for r in range(1, recipe.train.rounds + 1)],
+            "warnings": list(self.warnings),
+            "digest": self.digest,
+        }  # fmt: skip
+
+    @property
+    def digest(self) -> str:
+        """Changes whenever anything changes that a result could depend on (where it is published is not)."""
+        blocks = self.recipe.model_dump(mode="json", exclude={"publish"})
+        return digest_of([blocks, self.teacher.commit, self.student.commit, self.prompts.commit, __version__])
+
+
+def _model(facts: ModelFacts) -> dict[str, Any]:
+    names = ("architectures", "model_type", "hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings")
+    inner = facts.text_config
+    return {"reference": facts.reference, "kind": facts.kind, "commit": facts.commit, "license": facts.license,
+            "config": {name: inner.get(name, facts.config.get(name)) for name in names}}  # fmt: skip
+
+
+def make_plan(loaded: LoadedRecipe, *, offline: bool = False) -> Plan:
+    """Resolve models and data, and check everything that needs no weights.
+
+    Raises RecipeError with every problem found; `offline` leaves what is not cached unresolved instead.
+    """
+    recipe = loaded.recipe
+    problems: list[str] = []
+    found = _resolve(loaded, offline, problems)
+    if problems:
+        raise RecipeError(problems)
+    teacher, source, student, prompts = found
+    target = target_named(recipe.target.kind)
+    problems += target.check(teacher, student)
+    problems += _check_lengths(recipe, {"teacher": teacher, "student": student})
+    problems += _check_publish(recipe, student)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if recipe.train.pairs_per_step % (recipe.train.micro_batch * processes):
+        problems.append(
+            f"train.pairs_per_step: {recipe.train.pairs_per_step} is not a multiple of micro_batch x processes = "
+            f"{recipe.train.micro_batch} x {processes}; change one of them"
+        )
+    if recipe.sampling.engine == "vllm":
+        problems.append("sampling.engine: vllm is not in this version; write `transformers`")
+    vocab = None if problems else _common_vocab(teacher, source, offline, problems)
+    if problems:
+        raise RecipeError([f"{loaded.path}: {problem}" for problem in problems])
+    most = _most_prompts(recipe.prompts.count, prompts.rows, recipe.prompts.heldout)
+    preset = resolve(recipe.loss.model_dump())
+    steps = math.ceil(most / recipe.train.pairs_per_step) if most else None
+    plan = Plan(loaded=loaded, target=target, teacher=teacher, student_source=source, student=student, prompts=prompts, preset=preset,
+                most_prompts=most, steps=steps, processes=processes, vocab=vocab, warnings=())  # fmt: skip
+    return Plan(**{**plan.__dict__, "warnings": tuple(_warnings(plan))})
+
+
+def _resolve(loaded: LoadedRecipe, offline: bool, problems: list[str]) -> tuple[ModelFacts, ModelFacts, ModelFacts, SourceFacts]:
+    recipe, base = loaded.recipe, loaded.path.parent
+    found: list[Any] = []
+    steps = (
+        ("teacher.model", lambda: find_model(recipe.teacher, base, offline=offline)),
+        ("student.model", lambda: find_model(recipe.student, base, offline=offline)),
+        ("student.layers", lambda: pruned_facts(found[1], recipe.student.layers) if recipe.student.layers else found[1]),
+        ("prompts.dataset", lambda: check_source(recipe.prompts, None if loaded.origin == "hub" else base, offline=offline)),
+    )
+    for key, step in steps:
+        try:
+            found.append(step())
+        except HubdistillError as problem:
+            if key == "student.layers" and found[1] is None:
+                continue
+            problems += [f"{loaded.path}: {key}: {problem}"]
+            found.append(None)
+    return tuple(found)  # type: ignore[return-value]
+
+
+def _check_lengths(recipe: Any, models: dict[str, ModelFacts]) -> list[str]:
+    wanted = recipe.prompts.max_tokens + recipe.sampling.max_tokens
+    return [
+        f"{role}.model: prompts.max_tokens + sampling.max_tokens = {wanted}, and {facts.reference} reads {limit} positions; lower one of them"
+        for role, facts in models.items()
+        if isinstance(limit := facts.text_config.get("max_position_embeddings"), int) and limit < wanted
+    ]
+
+
+def _check_publish(recipe: Any, student: ModelFacts) -> list[str]:
+    if recipe.publish and not recipe.publish.base_repo and student.kind != "hub":
+        return [
+            f"publish.repo: the adapter's base would be {student.reference}, which is not on the Hub, so nobody could load it; "
+            f"add publish.base_repo: ORG/NAME to push that base too"
+        ]
+    return []
+
+
+def _common_vocab(teacher: ModelFacts, student: ModelFacts, offline: bool, problems: list[str]) -> int | None:
+    """Compare the tokenizers (no weights); None where they are not at hand offline."""
+    if not teacher.config or not student.config:
+        return None
+    rows = [facts.text_config.get("vocab_size") for facts in (teacher, student)]
+    if None in rows:
+        return None
+    if (teacher.location, teacher.commit) == (student.location, student.commit):
+        return min(rows)
+    from hubdistill.models.load import load_tokenizer
+    from hubdistill.models.vocab import common_vocab
+
+    try:
+        tokenizers = [load_tokenizer(facts) for facts in (teacher, student)]
+    except HubdistillError as problem:
+        problems += [] if offline else [f"student.model: {problem}"]
+        return None
+    try:
+        return common_vocab(*tokenizers, *rows)
+    except HubdistillError as problem:
+        problems.append(f"student.model: {problem}")
+        return None
+
+
+def _most_prompts(count: int | None, rows: int | None, heldout: int) -> int | None:
+    if rows is None:
+        return count
+    return min(count or rows, max(rows - heldout, 1))
+
+
+def _warnings(plan: Plan) -> list[str]:
+    table = plan.schedule(plan.steps or 100)
+    found = [table.warning] if table.warning else []
+    if not plan.resolved:
+        found.append("offline: what is marked 'not resolved' is pinned when the recipe runs online")
+    if plan.vocab is None:
+        found.append("the vocabularies were not compared: a tokenizer is not in the cache")
+    if plan.recipe.prompts.heldout == 0 and plan.recipe.evaluate:
+        found.append("prompts.heldout is 0: nothing can be evaluated, and the card will hold no result")
+    if not plan.student.license and plan.student.config:
+        found.append(f"{plan.student.reference} states no licence: the card will say so")
+    return found

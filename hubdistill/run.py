@@ -1,0 +1,263 @@
+"""A plan becomes stages, in order: prompts, samples, warm-up, rounds, evaluation, card, push.
+
+Each stage reads files and writes files, loads only the models it needs, and frees them before the next one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubdistill.evaluation.heldout import HeldOut
+from hubdistill.evaluation.statistics import Measurement
+from hubdistill.files import write_atomically, write_json
+from hubdistill.losses.schedules import AlphaCurriculum
+from hubdistill.modalities.base import Row
+from hubdistill.models.sources import read_json
+from hubdistill.pairs.join import Pairs
+from hubdistill.pairs.prompts import Prompt, load_prompts, read_prompts, save_prompts
+from hubdistill.pairs.store import ResponseSet, read_responses
+from hubdistill.plan import Plan
+from hubdistill.rundir import RunDirectory
+from hubdistill.stages import Reporter, Workshop, borrowed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class Run:
+    """One run of a plan in a directory. `until` stops it after a stage, for example ("train", 2)."""
+
+    plan: Plan
+    directory: RunDirectory
+    reporter: Reporter
+
+    @cached_property
+    def shop(self) -> Workshop:
+        return Workshop(self.plan, self.reporter)
+
+    @property
+    def path(self) -> Path:
+        return self.directory.path
+
+    def distil(self, until: str = "evaluate", round: int | None = None) -> None:
+        """Everything that needs models, up to and with a stage: prompts, sample, warmup, train or evaluate."""
+        self._begin()
+        self._prompts()
+        if until == "prompts":
+            return
+        last = round or self.plan.recipe.train.rounds
+        for number in range(1, last + 1):
+            self._sample_teacher(number)
+            self._warm_up()
+            if until == "warmup":
+                return
+            self._sample_student(number)
+            if until == "sample" and number == last:
+                return
+            self._train(number)
+        if until == "evaluate":
+            self._evaluate()
+
+    def _begin(self) -> None:
+        write_atomically(self.path / "recipe.yaml", self.plan.loaded.text.encode())
+        write_json(self.path / "plan.json", self.plan.as_dict())
+
+    def _prompts(self) -> None:
+        recipe = self.plan.recipe
+        folder = self.path / "prompts"
+
+        def work() -> dict[str, Any]:
+            base = None if self.plan.loaded.origin == "hub" else self.plan.base_dir
+            train, heldout, report = load_prompts(recipe.prompts, base, self.shop.encode, recipe.train.seed)
+            save_prompts(folder / "train.parquet", train, self.shop.encode)
+            save_prompts(folder / "heldout.parquet", heldout, self.shop.encode)
+            for line in report.lines():
+                self.reporter.note(line)
+            return report.as_dict()
+
+        inputs = [recipe.prompts.model_dump(mode="json"), self.plan.prompts.commit, self.plan.teacher.commit, recipe.train.seed]
+        self.directory.stage("prompts", inputs, ["prompts/train.parquet", "prompts/heldout.parquet"], work)
+
+    def _read(self, split: str) -> list[Prompt]:
+        return read_prompts(self.path / "prompts" / f"{split}.parquet")
+
+    def _teacher_round(self, number: int) -> int:
+        return number if self.plan.recipe.sampling.resample_teacher else 1
+
+    def _sample_teacher(self, number: int) -> None:
+        if self._teacher_round(number) == number:
+            self._sample(f"round_{number}-teacher", f"round_{number}", "teacher", f"round {number}", "train")
+
+    def _sample_student(self, number: int) -> None:
+        self._sample(f"round_{number}-student", f"round_{number}", "student", f"round {number}", "train", self._adapter(number - 1))
+
+    def _sample(self, stage: str, folder: str, who: str, purpose: str, split: str, adapter: Path | None = None) -> None:
+        plan, shop = self.plan, self.shop
+
+        def work() -> dict[str, Any]:
+            load = shop.load_teacher if who == "teacher" else lambda: shop.load_adapted(adapter)
+            with borrowed(load) as model:
+                responses = shop.sample(self.path / folder, who, purpose, model, shop.questions(self._read(split)), adapter)
+            return {key: responses.manifest[key] for key in ("rows", "tokens", "truncated")}
+
+        facts = plan.teacher if who == "teacher" else plan.student
+        inputs = [facts.commit, plan.teacher.commit, plan.recipe.sampling.model_dump(exclude={"resample_teacher"}), plan.recipe.train.seed,
+                  plan.vocab, self.directory.digests["prompts"], self._digest_of_adapter(adapter)]  # fmt: skip
+        self.directory.stage(stage, inputs, [f"{folder}/{who}.parquet", f"{folder}/{who}.json"], work)
+
+    def _adapter(self, number: int) -> Path:
+        """Folder of the adapter after a round; 0 is the one that the first round starts from."""
+        return self.path / ("warmup" if number == 0 else f"round_{number}") / "adapter"
+
+    def _digest_of_adapter(self, adapter: Path | None) -> str | None:
+        from hubdistill.files import folder_sha256
+
+        return folder_sha256(adapter) if adapter else None
+
+    def _warm_up(self) -> None:
+        from hubdistill.training.rounds import save_adapter
+
+        recipe, spec = self.plan.recipe, self.plan.recipe.warmup
+        outputs = ["warmup/adapter"] if spec.kind == "none" else ["warmup/adapter", "warmup/metrics.jsonl"]
+
+        def work() -> dict[str, Any]:
+            with borrowed(lambda: self.shop.load_adapted(None)) as model:
+                result = {} if spec.kind == "none" else self._fine_tune(model)
+                save_adapter(model, self._adapter(0))
+            return result
+
+        inputs = [spec.model_dump(), recipe.train.model_dump(), recipe.lora.model_dump(), self.plan.student.commit,
+                  self.directory.digests["prompts"], self.directory.digests["round_1-teacher"] if spec.responses == "teacher" else None]  # fmt: skip
+        self.directory.stage("warmup", inputs, outputs, work)
+
+    def _fine_tune(self, model: Any) -> dict[str, Any]:
+        from hubdistill.training.warmup import WarmupFiles, warm_up
+
+        recipe = self.plan.recipe
+        rows = self._warm_up_rows()
+        files = WarmupFiles(self.path / "warmup" / "checkpoints", self.path / "warmup" / "metrics.jsonl")
+        steps = math.ceil(len(rows) / recipe.train.pairs_per_step * recipe.warmup.epochs)
+        self.reporter.start("warm-up", steps, "steps")
+        return warm_up(model, self.shop.tokenizer, rows, recipe.warmup, recipe.train, files,
+                       accumulation=self.plan.accumulation, progress=self.reporter.advance)  # fmt: skip
+
+    def _warm_up_rows(self) -> list[Row]:
+        if self.plan.recipe.warmup.responses == "teacher":
+            return [Row(r.prompt_ids, r.response_ids) for r in self._responses("round_1", "teacher").rows() if len(r.response_ids) > 1]
+        tokenizer, limit = self.shop.tokenizer, self.plan.recipe.sampling.max_tokens
+        rows = []
+        for prompt in self._read("train"):
+            if prompt.response:
+                ids = tokenizer(prompt.response, add_special_tokens=False)["input_ids"]
+                # A response that is cut gets no end: it did not end there.
+                ids = ids[:limit] if len(ids) >= limit else [*ids, tokenizer.eos_token_id]
+                rows.append(Row(tuple(self.shop.encode(prompt.messages)), tuple(ids)))
+        return rows
+
+    def _responses(self, folder: str, who: str) -> ResponseSet:
+        found = read_responses(self.path / folder, who)
+        assert found is not None, f"{folder}/{who} was written by a stage before"
+        return found
+
+    def _train(self, number: int) -> None:
+        from hubdistill.training.rounds import RoundFiles
+
+        recipe, name = self.plan.recipe, f"round_{number}"
+        files = RoundFiles(folder=self.path / name, previous=self.path / f"round_{number - 1}" if number > 1 else None)
+        inputs = [self.plan.digest, self.directory.digests[f"round_{self._teacher_round(number)}-teacher"],
+                  self.directory.digests[f"{name}-student"], self.directory.digests["warmup" if number == 1 else f"round_{number - 1}-train"],
+                  recipe.train.model_dump(), number]  # fmt: skip
+        outputs = [f"{name}/{file}" for file in ("adapter", "optimizer.pt", "curriculum.json", "metrics.jsonl")]
+        self.directory.stage(f"{name}-train", inputs, outputs, lambda: self._train_round(number, files))
+        self._gather_metrics(number)
+
+    def _train_round(self, number: int, files: Any) -> dict[str, Any]:
+        from hubdistill.training.rounds import train_round
+        from hubdistill.training.trainer import Distillation, Position
+
+        plan, shop = self.plan, self.shop
+        pairs = Pairs(self._responses(f"round_{self._teacher_round(number)}", "teacher"), self._responses(f"round_{number}", "student"))
+        with borrowed(shop.load_teacher) as teacher, borrowed(lambda: shop.load_adapted(self._adapter(number - 1), trainable=True)) as student:
+            distillation = Distillation(
+                teacher=teacher, modality=plan.target.modality, vocab=shop.vocab, pad_id=shop.pad_id, preset=plan.preset,
+                position=Position(round=number, rounds=plan.recipe.train.rounds), curriculum=AlphaCurriculum(plan.preset, round=number),
+            )  # fmt: skip
+            self.reporter.start(f"round {number} of {plan.recipe.train.rounds}, training", math.ceil(len(pairs) / plan.recipe.train.pairs_per_step), "steps")
+            return train_round(student, pairs, distillation, plan.recipe.train, files,
+                               accumulation=plan.accumulation, progress=self.reporter.advance)  # fmt: skip
+
+    def _gather_metrics(self, last: int) -> None:
+        parts = [self.path / folder / "metrics.jsonl" for folder in ("warmup", *(f"round_{i}" for i in range(1, last + 1)))]
+        write_atomically(self.path / "metrics.jsonl", b"".join(part.read_bytes() for part in parts if part.is_file()))
+
+    def _evaluate(self) -> None:
+        plan = self.plan
+
+        def work() -> dict[str, Any]:
+            rows = self._measure() if plan.recipe.evaluate and self._read("heldout") else []
+            write_json(self.path / "measurements.json", [row.as_dict() for row in rows])
+            return {"measurements": len(rows)}
+
+        inputs = [plan.digest, self.directory.digests["warmup"], self.directory.digests[f"round_{plan.recipe.train.rounds}-train"]]
+        self.directory.stage("evaluate", inputs, ["measurements.json"], work)
+
+    def _measure(self) -> list[Measurement]:
+        from hubdistill.evaluation.divergence import Scorer
+
+        plan, shop = self.plan, self.shop
+        questions = shop.questions(self._read("heldout"))
+        subjects = [HeldOutSubject(self, "student", None, questions), HeldOutSubject(self, "distilled", self._adapter(plan.recipe.train.rounds), questions)]
+        if plan.recipe.warmup.kind != "none":
+            subjects.insert(1, HeldOutSubject(self, "warm-up", self._adapter(0), questions))
+        with borrowed(shop.load_teacher) as teacher:
+            responses = shop.sample(self.path / "evaluation", "teacher", "held-out", teacher, questions)
+            scorer = Scorer(teacher, plan.target.modality, shop.vocab, shop.pad_id)
+            heldout = HeldOut(scorer, shop.tokenizer, responses, subjects, self._decoding(), plan.recipe.train.seed)
+            return plan.target.evaluate(heldout, plan.recipe.evaluate)
+
+    def _decoding(self) -> str:
+        sampling = self.plan.recipe.sampling
+        how = "greedy" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
+        return f"{how}, at most {sampling.max_tokens} tokens"
+
+    def measurements(self) -> list[Measurement]:
+        """What the evaluation found; empty when there was nothing to evaluate."""
+        return [Measurement.from_dict(row) for row in read_json_list(self.path / "measurements.json")]
+
+    def stage_result(self, stage: str) -> dict[str, Any]:
+        """What a finished stage reported."""
+        return read_json(self.path / "stages" / f"{stage}.json")["result"]
+
+
+@dataclass(frozen=True)
+class HeldOutSubject:
+    """A student at one point of its training, with its own responses on the held-out prompts."""
+
+    run: Run
+    name: str
+    adapter: Path | None
+    questions: list[Any]
+
+    @contextmanager
+    def opened(self) -> Iterator[PreTrainedModel]:
+        shop = self.run.shop
+        with borrowed(lambda: shop.load_adapted(self.adapter) if self.adapter else shop.load_student()) as model:
+            yield model
+
+    def responses(self, model: PreTrainedModel) -> ResponseSet:
+        # The same noise for every subject, so that differences between them are of the models and not of the draw.
+        return self.run.shop.sample(self.run.path / "evaluation" / self.name, "student", "held-out", model, self.questions, self.adapter)
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """A JSON list; empty when the file is not there."""
+    import json
+
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []

@@ -1,0 +1,102 @@
+"""The run directory: one run at a time in it, and stages whose work is kept until what they depend on changes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hubdistill.errors import RunDirectoryError
+from hubdistill.files import digest_of, file_sha256, folder_sha256, write_json, write_problem
+
+MARKER, MANIFESTS, LOCK = "recipe.yaml", "stages", ".lock"
+
+
+@dataclass
+class RunDirectory:
+    """A folder of one run. `said` tells the user what each stage does: (stage name, "skipped" | "started" | "redone")."""
+
+    path: Path
+    said: Callable[[str, str], None] = lambda name, what: None
+    digests: dict[str, str] = field(default_factory=dict)  # stage -> digest of its outputs
+
+    @contextmanager
+    def locked(self) -> Iterator[RunDirectory]:
+        """Hold the directory for this process. Raises RunDirectoryError when another run has it, or it is not ours."""
+        self._claim()
+        with (self.path / LOCK).open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as problem:
+                lock.seek(0)
+                raise RunDirectoryError(f"{self.path} is in use by process {lock.read().strip() or 'unknown'}; wait for it, or choose another --output") from problem
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield self
+
+    def _claim(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            strange = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
+            if strange and not (self.path / MARKER).is_file():
+                raise RunDirectoryError(f"{self.path} holds other files ({sorted(strange)[0]}) and no run of hubdistill; choose another --output")
+            (self.path / MANIFESTS).mkdir(exist_ok=True)
+            (self.path / LOCK).touch()
+        except RunDirectoryError:
+            raise
+        except OSError as problem:
+            raise write_problem(problem, self.path) from problem
+
+    def stage(self, name: str, inputs: Any, outputs: Sequence[str], work: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
+        """Do a stage's work unless it is done: same inputs, and outputs that are still what it wrote.
+
+        `inputs` is anything JSON-able; `outputs` are files or folders relative to the run directory. Returns what
+        `work` returned, now or when it ran.
+        """
+        wanted = digest_of(inputs)
+        before = self._manifest(name)
+        if before and before["inputs"] == wanted and before["outputs"] == self._outputs(outputs):
+            self.said(name, "skipped")
+            self.digests[name] = digest_of(before["outputs"])
+            return before["result"]
+        self.said(name, "redone" if before and before["inputs"] == wanted else "started")
+        self._manifest_path(name).unlink(missing_ok=True)
+        started = time.monotonic()
+        result = work() or {}
+        found = self._outputs(outputs)
+        write_json(self._manifest_path(name), {"stage": name, "inputs": wanted, "outputs": found, "result": result,
+                                               "seconds": round(time.monotonic() - started, 2)})  # fmt: skip
+        self.digests[name] = digest_of(found)
+        return result
+
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock seconds of every finished stage, in the order they ran."""
+        manifests = sorted((self.path / MANIFESTS).glob("*.json"), key=lambda path: path.stat().st_mtime)
+        return {row["stage"]: row["seconds"] for path in manifests if (row := self._manifest(path.stem))}
+
+    def _manifest_path(self, name: str) -> Path:
+        return self.path / MANIFESTS / f"{name}.json"
+
+    def _manifest(self, name: str) -> dict[str, Any] | None:
+        """A stage's manifest, or None when it is not there or damaged (the stage is then done again)."""
+        path = self._manifest_path(name)
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        keys = ("stage", "inputs", "outputs", "result", "seconds")
+        return found if isinstance(found, dict) and all(key in found for key in keys) else None
+
+    def _outputs(self, outputs: Sequence[str]) -> dict[str, str | None]:
+        found: dict[str, str | None] = {}
+        for name in outputs:
+            path = self.path / name
+            found[name] = folder_sha256(path) if path.is_dir() else file_sha256(path) if path.is_file() else None
+        return found

@@ -1,0 +1,152 @@
+"""What each stage does with models, given narrow inputs; `run.py` puts them in order and keeps their results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from hubdistill.errors import InputError
+from hubdistill.files import folder_sha256
+from hubdistill.models.load import load_tokenizer, pick_device, template_hash
+from hubdistill.models.lora import attach_adapter, load_adapter
+from hubdistill.models.pruned import build_pruned
+from hubdistill.models.vocab import common_vocab
+from hubdistill.pairs.prompts import Prompt
+from hubdistill.pairs.sampling import TransformersSampler
+from hubdistill.pairs.store import Question, ResponseHeader, ResponseSet, collect, seed_for
+from hubdistill.plan import Plan
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+class Reporter(Protocol):
+    """Where progress goes; the CLI shows it, tests collect it."""
+
+    def stage(self, name: str, what: str) -> None: ...
+    def start(self, label: str, total: int, unit: str) -> None: ...
+    def advance(self, done: int, tokens: int = 0) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Loads what the stages need. Models are loaded per stage and dropped after it; the tokenizer is kept."""
+
+    plan: Plan
+    reporter: Reporter
+
+    @cached_property
+    def device(self) -> torch.device:
+        return pick_device(self.plan.recipe.train.device)
+
+    @cached_property
+    def teacher_device(self) -> torch.device:
+        named = self.plan.recipe.teacher.device
+        return self.device if named == "auto" else pick_device(named)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The teacher's: both models read prompts in its template, so that their responses answer the same text."""
+        return load_tokenizer(self.plan.teacher)
+
+    def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        return self.plan.target.modality.encode_prompt(self.tokenizer, messages)
+
+    def load_teacher(self) -> PreTrainedModel:
+        return self.plan.target.load_teacher(self.plan.teacher, self.plan.recipe.teacher, self.teacher_device)
+
+    def load_student(self) -> PreTrainedModel:
+        """The student without adapter; a pruned one is built first."""
+        plan = self.plan
+        if plan.recipe.student.layers:
+            build_pruned(plan.student_source, plan.student, plan.recipe.student.layers)
+        return plan.target.load_student(plan.student, plan.recipe.student, self.device)
+
+    def load_adapted(self, adapter: Path | None, *, trainable: bool = False) -> PeftModel:
+        """The student with a saved adapter, or with a fresh one."""
+        student = self.load_student()
+        if adapter is None:
+            return attach_adapter(student, self.plan.recipe.lora, self.plan.recipe.train.seed)
+        return load_adapter(student, adapter, trainable=trainable)
+
+    @cached_property
+    def vocab(self) -> int:
+        """Common vocabulary size, from the heads' real sizes where the configs did not say."""
+        if self.plan.vocab is not None:
+            return self.plan.vocab
+        rows = [facts.text_config["vocab_size"] for facts in (self.plan.teacher, self.plan.student)]
+        return common_vocab(self.tokenizer, load_tokenizer(self.plan.student_source), *rows)
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a response of either model: the teacher's template decides, the student may know others."""
+        from transformers import GenerationConfig
+
+        found = {self.tokenizer.eos_token_id}
+        for facts in (self.plan.teacher, self.plan.student_source):
+            try:
+                named = GenerationConfig.from_pretrained(facts.location, revision=facts.revision).eos_token_id
+            except OSError:  # the file is optional
+                named = facts.text_config.get("eos_token_id")
+            found.update([named] if isinstance(named, int) else named or [])
+        return tuple(sorted(i for i in found if i is not None and i < self.vocab))
+
+    @property
+    def pad_id(self) -> int:
+        # Padding is masked, but its id must exist in both embeddings.
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None and pad < self.vocab else self.stop_ids[0]
+
+    def questions(self, prompts: Sequence[Prompt]) -> list[Question]:
+        """Prompts as token ids. Raises InputError where the template uses a token that the student does not have."""
+        found = [Question(prompt.id, tuple(self.encode(prompt.messages))) for prompt in prompts]
+        highest = max((i for question in found for i in question.prompt_ids), default=0)
+        if highest >= self.vocab:
+            token = self.tokenizer.convert_ids_to_tokens(highest)
+            raise InputError(f"the teacher's template writes {token!r} (id {highest}), and the student has {self.vocab} ids only; choose a student of the teacher's family")
+        return found
+
+    def sample(self, folder: Path, who: str, purpose: str, model: PreTrainedModel, questions: Sequence[Question], adapter: Path | None = None) -> ResponseSet:
+        """Sample one response a question into `folder`, resumable; see pairs/store.py."""
+        recipe = self.plan.recipe
+        facts = self.plan.teacher if who == "teacher" else self.plan.student
+        header = ResponseHeader(
+            who=who, purpose=purpose, model=facts.reference, commit=facts.commit, adapter=folder_sha256(adapter) if adapter else None,
+            template=template_hash(self.tokenizer), sampling=recipe.sampling.model_dump(exclude={"resample_teacher"}),
+            stop_ids=self.stop_ids, engine=TransformersSampler.engine, engine_version=TransformersSampler.version, seed=recipe.train.seed,
+        )  # fmt: skip
+        sampler = TransformersSampler(model, self.stop_ids, self.pad_id, self.vocab, self.reporter.advance)
+
+        def missing(wanted: list[Question]) -> Iterator[list[Any]]:
+            self.reporter.start(f"{who} answers, {purpose}", len(wanted), "responses")
+            return sampler.sample(wanted, recipe.sampling, lambda prompt_id: seed_for(recipe.train.seed, purpose, who, prompt_id))
+
+        return collect(folder, header, questions, missing)
+
+
+@contextmanager
+def borrowed(load: Any) -> Iterator[Any]:
+    """A model for the length of a block; its memory is free afterwards."""
+    model = load()
+    try:
+        yield model
+    finally:
+        del model
+        release_memory()
+
+
+def release_memory() -> None:
+    """Give freed tensors back to the device."""
+    import gc
+
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()

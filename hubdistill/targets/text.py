@@ -1,0 +1,64 @@
+"""Target `text`: a causal language model teaches a smaller one with the same vocabulary (section 4 of the paper)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hubdistill.modalities.text import TEXT
+from hubdistill.specs import ModelSpec, Spec
+from hubdistill.targets.base import Target
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from hubdistill.evaluation.heldout import HeldOut
+    from hubdistill.evaluation.statistics import Measurement
+    from hubdistill.models.sources import ModelFacts
+    from hubdistill.specs import EvaluationSpec
+
+
+class TextOptions(Spec):
+    """The text target adds no keys."""
+
+
+def load(facts: ModelFacts, spec: ModelSpec, device: torch.device) -> PreTrainedModel:
+    """Load a causal LM and make sure its logits are what the loss will compute from its hidden states."""
+    from hubdistill.models.load import check_head, load_model
+
+    model = load_model(facts, spec.dtype, device)
+    check_head(model, facts.reference)
+    return model
+
+
+def check(teacher: ModelFacts, student: ModelFacts) -> list[str]:
+    """Problems that make a text recipe impossible, from the configs alone."""
+    problems = []
+    for role, facts in (("teacher", teacher), ("student", student)):
+        config: dict[str, Any] = facts.config
+        if "vision_config" in config:
+            problems.append(f"{role}.model: {facts.reference} is a vision-language model; the text target takes text models only")
+        if config.get("is_encoder_decoder"):
+            problems.append(f"{role}.model: {facts.reference} is an encoder-decoder; use a decoder-only language model")
+    if "quantization_config" in student.config:
+        problems.append(f"student.model: {student.reference} is quantised; the text target trains floating-point students, name the unquantised model")
+    if teacher.config and student.config and teacher.location == student.location and teacher.commit == student.commit:
+        problems.append("student.model: student and teacher are the same model; choose a smaller student, or prune it with student.layers")
+    return problems
+
+
+def evaluate(heldout: HeldOut, specs: tuple[EvaluationSpec, ...]) -> list[Measurement]:
+    """Divergence from the teacher and overlap with its responses, on the held-out prompts."""
+    from hubdistill.evaluation.heldout import measure
+
+    return measure(heldout, specs)
+
+
+def facts(options: TextOptions) -> dict[str, str]:
+    """Rows this target adds to the card."""
+    return {}
+
+
+TARGET = Target(
+    name="text", options=TextOptions, modality=TEXT, load_student=load, load_teacher=load, check=check, evaluate=evaluate, facts=facts
+)

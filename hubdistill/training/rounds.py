@@ -1,0 +1,124 @@
+"""One round of training: the pairs in, the same adapter, optimiser and curriculum out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from hubdistill.errors import TrainingError
+from hubdistill.files import write_atomically, write_json
+from hubdistill.training.telemetry import RoundBookkeeping
+from hubdistill.training.trainer import ContrastiveTrainer, Distillation
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from hubdistill.pairs.join import Pairs
+    from hubdistill.specs import TrainSpec
+
+CURRICULUM, OPTIMIZER = "curriculum.json", "optimizer.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundFiles:
+    """Where a round's files are; `previous` is the round before, None for the first."""
+
+    folder: Path
+    previous: Path | None
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+
+def training_arguments(output: Path, spec: TrainSpec, *, seed: int, accumulation: int, quiet: bool = True, **changes: Any) -> dict[str, Any]:
+    """Arguments that warm-up and rounds share. Nothing here reaches the Hub, and no token is stored in it."""
+    return {
+        "output_dir": str(output),
+        "per_device_train_batch_size": spec.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": spec.learning_rate,
+        "weight_decay": 0.0,
+        "max_grad_norm": spec.max_grad_norm,
+        "gradient_checkpointing": spec.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "save_strategy": "steps",
+        "save_steps": spec.save_every,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "report_to": [] if spec.tracker == "none" else [spec.tracker],
+        "seed": seed,
+        "data_seed": seed,
+        "remove_unused_columns": False,
+        "use_cpu": spec.device == "cpu",
+        "disable_tqdm": quiet,
+        "log_level": "warning",
+        "push_to_hub": False,
+        **changes,
+    }
+
+
+def train_round(model: PeftModel, pairs: Pairs, distillation: Distillation, spec: TrainSpec, files: RoundFiles, *,
+                accumulation: int, progress: Callable[[int], None] | None = None) -> dict[str, Any]:  # fmt: skip
+    """Train one pass over the pairs, going on from this round's last checkpoint if there is one.
+
+    Leaves adapter/, optimizer.pt, curriculum.json and metrics.jsonl in the round's folder; returns what the card needs.
+    Raises TrainingError for a loss or an adapter that is not finite.
+    """
+    position, curriculum = distillation.position, distillation.curriculum
+    checkpoints = files.folder / "checkpoints"
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    _restore(distillation, files, last)
+    arguments = TrainingArguments(**training_arguments(checkpoints, spec, seed=spec.seed + 1000 * position.round,
+                                                       accumulation=accumulation, num_train_epochs=1))  # fmt: skip
+    trainer = ContrastiveTrainer(
+        model, arguments, pairs, distillation,
+        optimizer_state=torch.load(files.previous / OPTIMIZER, weights_only=True) if files.previous else None,
+        callbacks=[RoundBookkeeping(curriculum, files.folder / "metrics.jsonl", position.round, progress)],
+    )  # fmt: skip
+    curriculum.reduce = lambda sums: trainer.accelerator.reduce(sums.to(trainer.args.device), reduction="sum")
+    outcome = trainer.train(resume_from_checkpoint=last)
+    curriculum.end_round()
+    _require_finite(model, position.round)
+    if trainer.is_world_process_zero():
+        _save(model, trainer, files)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return {"steps": trainer.state.global_step, "loss": outcome.training_loss, **pairs.report.as_dict()}
+
+
+def _restore(distillation: Distillation, files: RoundFiles, checkpoint: str | None) -> None:
+    source = Path(checkpoint) if checkpoint else files.previous
+    if source is not None:
+        distillation.curriculum.load_state_dict(json.loads((source / CURRICULUM).read_text()))
+
+
+def _require_finite(model: PeftModel, round: int) -> None:
+    bad = [name for name, value in model.named_parameters() if value.requires_grad and not torch.isfinite(value).all()]
+    if bad:
+        raise TrainingError(f"round {round} left {len(bad)} adapter weights that are not finite ({bad[0]}); lower train.learning_rate and run again")
+
+
+def _save(model: PeftModel, trainer: ContrastiveTrainer, files: RoundFiles) -> None:
+    save_adapter(model, files.adapter)
+    temporary = files.folder / f".{OPTIMIZER}"
+    torch.save(trainer.optimizer.state_dict(), temporary)
+    temporary.replace(files.folder / OPTIMIZER)
+    write_json(files.folder / CURRICULUM, trainer.distillation.curriculum.state_dict())
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Save the adapter (safetensors and config, no card) in one step."""
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    (temporary / "README.md").unlink(missing_ok=True)  # PEFT's stub; ours is written from measurements
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

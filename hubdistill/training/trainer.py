@@ -1,0 +1,167 @@
+"""The distillation trainer: transformers' Trainer with the contrastive loss, through its public hooks only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from hubdistill.errors import TrainingError
+from hubdistill.losses.chunked import Responses
+from hubdistill.losses.contrastive import LossPreset, contrastive_loss, response_gaps
+from hubdistill.losses.schedules import AlphaCurriculum, beta_at
+from hubdistill.modalities.base import Batch, Modality, Row
+from hubdistill.models.load import head_of
+from hubdistill.pairs.join import Pair, Pairs
+from hubdistill.training.telemetry import Telemetry
+
+LR_WARMUP = 0.1  # share of all steps of all rounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a round lies in the whole run; rounds count from 1."""
+
+    round: int
+    rounds: int
+
+    def progress(self, step: int, steps: int) -> float:
+        """Share of all rounds that is done after `step` of this round's `steps`."""
+        return (self.round - 1 + step / max(steps, 1)) / self.rounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """What the loss needs besides the student: the teacher, the common vocabulary, and the settings."""
+
+    teacher: PreTrainedModel
+    modality: Modality
+    vocab: int
+    pad_id: int
+    preset: LossPreset
+    position: Position
+    curriculum: AlphaCurriculum
+
+
+def learning_rate_factor(progress: float) -> float:
+    """Linear warm-up over the first tenth of all rounds, then a cosine to zero (the paper does not name a schedule)."""
+    if progress < LR_WARMUP:
+        return progress / LR_WARMUP
+    return 0.5 * (1 + math.cos(math.pi * (progress - LR_WARMUP) / (1 - LR_WARMUP)))
+
+
+class PairCollator:
+    """Pairs -> rows: all teacher responses, then all student responses. Keeps the prompt ids for error messages."""
+
+    def __init__(self, modality: Modality, pad_id: int):
+        self.modality, self.pad_id = modality, pad_id
+
+    def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        rows = [Row(pair.prompt_ids, pair.teacher_ids) for pair in pairs]
+        rows += [Row(pair.prompt_ids, pair.student_ids, from_student=True) for pair in pairs]
+        return {"batch": self.modality.collate(rows, self.pad_id), "prompt_ids": [pair.prompt_id for pair in pairs]}
+
+
+class ContrastiveTrainer(Trainer):
+    """One round of DistiLLM-2: one pass over the round's pairs with eq. 2 of the paper.
+
+    The loss is normalised over all pairs of an optimiser step (on all processes), so it does not depend on how they
+    are cut into micro-batches.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, model: PreTrainedModel, args: TrainingArguments, pairs: Pairs, distillation: Distillation, *,
+                 optimizer_state: dict[str, Any] | None = None, callbacks: Sequence[TrainerCallback] = ()):  # fmt: skip
+        self.distillation = distillation
+        self.telemetry = Telemetry()
+        self._optimizer_state = optimizer_state
+        self._step_size = (0, 0, 0)  # pairs, teacher-response tokens, student-response tokens in the optimiser step
+        collator = PairCollator(distillation.modality, distillation.pad_id)
+        super().__init__(model=model, args=args, train_dataset=pairs, data_collator=collator, callbacks=list(callbacks))  # type: ignore[arg-type]
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """AdamW, continued from the previous round: its moments, not its learning rate."""
+        optimizer = super().create_optimizer(model)
+        if self._optimizer_state is not None:
+            optimizer.load_state_dict(self._optimizer_state)
+            for group in optimizer.param_groups:
+                group["lr"] = self.args.learning_rate
+                group.pop("initial_lr", None)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """One schedule over all rounds, entered where this round begins."""
+        position = self.distillation.position
+        self.lr_scheduler = LambdaLR(
+            optimizer or self.optimizer, lambda step: learning_rate_factor(position.progress(step + 0.5, num_training_steps))
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """Fetch the micro-batches of an optimiser step and count what they hold, on all processes."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = [0, 0, 0]
+        for sample in samples:
+            batch: Batch = sample["batch"]
+            counts[0] += len(batch.lengths_B) // 2
+            counts[1] += int(batch.lengths_B[~batch.from_student_B].sum())
+            counts[2] += int(batch.lengths_B[batch.from_student_B].sum())
+        total = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum")
+        self._step_size = tuple(int(count) for count in total.tolist())  # type: ignore[assignment]
+        return samples, None
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        """Eq. 2 on one micro-batch. Raises TrainingError with the prompt ids when it is not a finite number."""
+        settings = self.distillation
+        batch: Batch = inputs["batch"]
+        device = self.args.device
+        responses = Responses(
+            student_ND=self._hidden(model, batch.student, batch.student_rows_N, batch.student_columns_N),
+            teacher_ND=self._teacher_hidden(batch).to(device),
+            labels_N=batch.labels_N.to(device),
+            lengths_B=batch.lengths_B,
+            from_student_B=batch.from_student_B.to(device),
+        )
+        beta = beta_at(
+            settings.preset.beta, round=settings.position.round, rounds=settings.position.rounds,
+            step=self.state.global_step, steps=self.state.max_steps, end=settings.preset.beta_end,
+        )  # fmt: skip
+        pairs, *tokens = self._step_size
+        student = self.accelerator.unwrap_model(model)
+        loss, per_token = contrastive_loss(
+            responses, head_of(student.get_base_model()), self._teacher_head(device), settings.preset, beta=beta,
+            alpha=settings.curriculum.rule(), pairs=pairs, side_tokens=(tokens[0], tokens[1]), vocab=settings.vocab,
+        )  # fmt: skip
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1} of round {settings.position.round}, on prompts "
+                f"{', '.join(inputs['prompt_ids'])}; the last checkpoint is kept, lower train.learning_rate and run again"
+            )
+        settings.curriculum.observe(response_gaps(per_token, responses), responses.from_student_B)
+        self.telemetry.add(per_token, responses, settings.preset, beta)
+        # The Trainer's backward averages gradients over processes; the loss is already a share of the global sum.
+        return loss * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the method's telemetry since the last log."""
+        super().log(logs | self.telemetry.take(self.accelerator), start_time)
+
+    def _hidden(self, model, inputs, rows_N, columns_N) -> torch.Tensor:
+        device = next(model.parameters()).device
+        moved = {name: value.to(device) for name, value in inputs.items()}
+        return self.distillation.modality.hidden(model, moved, rows_N.to(device), columns_N.to(device))
+
+    @torch.no_grad()
+    def _teacher_hidden(self, batch: Batch) -> torch.Tensor:
+        return self._hidden(self.distillation.teacher, batch.teacher, batch.teacher_rows_N, batch.teacher_columns_N)
+
+    def _teacher_head(self, device: torch.device):
+        head = head_of(self.distillation.teacher)
+        return replace(head, weight=head.weight.to(device), bias=None if head.bias is None else head.bias.to(device))
