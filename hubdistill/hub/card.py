@@ -1,0 +1,251 @@
+"""The model card of an adapter: facts in, README.md out. Pure, offline, and without torch.
+
+Every value comes from outside (dataset names, licenses, recipes), so all of it is escaped; see markdown.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hubdistill
+from hubdistill.errors import InputError
+from hubdistill.evaluation.statistics import Measurement
+from hubdistill.hub import markdown
+from hubdistill.hub.card_merge import END, START, dump
+from hubdistill.hub.names import check_base, is_hub_id, require_repo, require_revision
+from hubdistill.hub.results import eval_results, number, results
+from hubdistill.hub.snippets import Use, load_snippet, merge_snippet, vllm_snippet
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+PAPER = "https://arxiv.org/abs/2503.07067"
+CITATION = """@inproceedings{ko2025distillm2,
+  title     = {{DistiLLM-2}: A Contrastive Approach Boosts the Distillation of {LLM}s},
+  author    = {Ko, Jongwoo and Chen, Tianyi and Kim, Sungnyun and Ding, Tianyu and Liang, Luming and Zharkov, Ilya and Yun, Se-Young},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2025},
+  url       = {https://arxiv.org/abs/2503.07067}
+}"""
+TAGS = ("lora", "peft", "distillation", "distillm-2", "hubdistill")
+# Licenses that are known to say something about models trained on the outputs of the licensed one.
+OUTPUT_TERMS = ("llama", "gemma", "qwen", "other", "unknown")
+
+
+@dataclass(frozen=True, kw_only=True)
+class License:
+    """A license as a model's card states it: `license`, and `license_name`, `license_link` where it is `other`."""
+
+    id: str | None = None
+    name: str | None = None
+    link: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The license in words."""
+        if self.id is None:
+            return "no license stated"
+        return f"{self.name} ({self.id})" if self.name else self.id
+
+
+UNSTATED = License()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """The student's base: a Hub id and the commit that the adapter was trained on."""
+
+    id: str
+    commit: str | None
+    license: License = UNSTATED
+    pushed_beside: bool = False  # pushed by hubdistill, because the student was pruned or local
+    made_of: str = ""  # what a pushed base was made from, a sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """The teacher, in words: it is named in the body and never in `base_model`."""
+
+    name: str
+    commit: str | None = None
+    license: License = UNSTATED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The prompts: a display name, and the Hub id and commit where they come from the Hub."""
+
+    name: str
+    hub_id: str | None = None
+    commit: str | None = None
+    languages: tuple[str, ...] = ()
+    license: License = UNSTATED
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """Everything a card says. Empty fields leave their row or section out; nothing is ever a placeholder."""
+
+    name: str  # display name
+    repo: str | None  # ORG/NAME on the Hub; None for a local directory
+    base: BaseModel
+    teacher: Teacher
+    data: Data
+    rank: int
+    lora_alpha: float
+    target_modules: tuple[str, ...]
+    command: str  # what reproduces the run
+    method: str = "DistiLLM-2"
+    pipeline_tag: str = "text-generation"
+    revision: str | None = None  # tag that the snippets pin
+    loss: Mapping[str, str] = field(default_factory=dict)
+    training: Mapping[str, str] = field(default_factory=dict)
+    measurements: tuple[Measurement, ...] = ()
+    notes: tuple[str, ...] = ()  # plain sentences, such as warnings of the run
+    limitations: tuple[str, ...] = ()
+    hardware: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall-clock seconds
+    versions: Mapping[str, str] = field(default_factory=dict)  # package -> version
+    merge_advice: str = ""
+    chat_template_file: bool = False  # the repository carries chat_template.jinja
+    vllm: bool = True  # False where vLLM would refuse the adapter (DoRA, modules_to_save)
+
+
+def render_card(facts: CardFacts) -> str:
+    """The whole README.md: metadata, then the body between hubdistill's markers. Raises InputError on facts that cannot be published."""
+    _check(facts)
+    template = _environment().get_template("adapter.md.jinja")
+    use = _use(facts)
+    body = template.render(
+        f=facts,
+        results=results(facts.measurements),
+        load=load_snippet(use),
+        vllm=vllm_snippet(use) if facts.vllm else None,
+        merge=merge_snippet(use),
+        training=_training_rows(facts),
+        terms=_terms(facts),
+        paper=PAPER,
+        citation=CITATION,
+    )
+    return f"---\n{_metadata(facts)}---\n\n{START}\n{body.strip()}\n{END}\n"
+
+
+def _check(facts: CardFacts) -> None:
+    check_base(facts.base.id, facts.base.commit)
+    require_revision(facts.revision)
+    if facts.repo is not None:
+        require_repo(facts.repo)
+    for m in facts.measurements:
+        numbers = [m.value, m.low, m.high, *(x for d in m.differences for x in (d.value, d.low, d.high))]
+        if not all(map(math.isfinite, numbers)):
+            raise InputError(
+                f"the measurement {m.metric} of {m.subject} on {m.on} is not finite; evaluate again before the card is written."
+            )
+
+
+def _metadata(facts: CardFacts) -> str:
+    from huggingface_hub import ModelCardData
+
+    data, base = facts.data, facts.base
+    evaluated = eval_results(
+        facts.measurements, task=facts.pipeline_tag, dataset=data.name, dataset_id=data.hub_id, commit=data.commit
+    )
+    card = ModelCardData(
+        base_model=base.id,
+        base_model_relation="adapter",
+        library_name="peft",
+        pipeline_tag=facts.pipeline_tag,
+        license=base.license.id,
+        license_name=base.license.name if base.license.id else None,
+        license_link=base.license.link if base.license.id else None,
+        language=list(data.languages) or None,
+        datasets=[data.hub_id] if data.hub_id and is_hub_id(data.hub_id) else None,
+        tags=list(TAGS),
+        model_name=markdown.one_line(facts.name, 96) if evaluated else None,
+        eval_results=evaluated or None,
+        hubdistill={
+            "teacher": facts.teacher.name,
+            **({"teacher_revision": facts.teacher.commit} if facts.teacher.commit else {}),
+            **({"base_revision": base.commit} if base.commit else {}),
+            "version": hubdistill.__version__,
+        },
+    )
+    return dump(card.to_dict())
+
+
+def _use(facts: CardFacts) -> Use:
+    return Use(
+        base=facts.base.id,
+        base_commit=facts.base.commit,
+        adapter=facts.repo or ".",
+        revision=facts.revision,
+        rank=facts.rank,
+        name=(facts.repo or facts.name).rsplit("/", 1)[-1],
+        pipeline_tag=facts.pipeline_tag,
+        chat_template_file=facts.chat_template_file,
+        local=facts.repo is None,
+    )
+
+
+def _training_rows(facts: CardFacts) -> dict[str, str]:
+    rows = {**facts.loss, **facts.training}
+    if facts.hardware:
+        rows["hardware"] = facts.hardware
+    if facts.seconds:
+        rows["wall-clock time"] = ", ".join(f"{stage} {duration(s)}" for stage, s in facts.seconds.items())
+    if facts.versions:
+        rows["versions"] = ", ".join(f"{package} {version}" for package, version in facts.versions.items())
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """`seconds` in words: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _terms(facts: CardFacts) -> list[str]:
+    lines = []
+    if facts.base.license.id is None:
+        lines.append(
+            "The base model states no license, so this card states none; ask its authors before you use the adapter."
+        )
+    teacher = (facts.teacher.license.id or "unknown").lower()
+    if teacher.startswith(OUTPUT_TERMS):
+        lines.append(
+            f"The teacher's license ({facts.teacher.license.label}) may set terms for models trained on its outputs "
+            "(naming, attribution, use); read it before you use or share this adapter."
+        )
+    if any((x.license.id or "").startswith("llama") for x in (facts.base, facts.teacher)):
+        lines.append("Built with Llama.")
+    return lines
+
+
+def template_folder() -> Path:
+    """Where the card templates are: in the wheel inside the package, in a checkout beside it."""
+    package = Path(hubdistill.__file__).parent
+    inside = package / "model_cards"
+    return inside if inside.is_dir() else package.parent / "model_cards"
+
+
+def _environment() -> Environment:
+    from jinja2 import FileSystemLoader, StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+
+    # `finalize` sees every printed value: what is not marked as Markdown is escaped, so no place can forget to.
+    env = SandboxedEnvironment(
+        loader=FileSystemLoader(template_folder()),
+        undefined=StrictUndefined,
+        finalize=markdown.text,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    env.filters.update(code=markdown.code, cell=markdown.cell, number=number, block=markdown.block, link=markdown.link)
+    return env

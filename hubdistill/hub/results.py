@@ -1,0 +1,107 @@
+"""Measurements as the rows of a card's results table and as the Hub's `model-index`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hubdistill.evaluation.statistics import Difference, Measurement
+from hubdistill.hub.markdown import Markdown, one_line, text
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+SUBJECTS = {"student": "base", "warm-up": "after warm-up", "distilled": "this adapter", "teacher": "teacher"}
+METRICS = {
+    "kl": "KL(teacher ‖ student)",
+    "skl": "skew KL",
+    "srkl": "skew reverse KL",
+    "nll": "negative log-likelihood",
+    "agreement": "top-1 agreement with the teacher",
+    "rouge_l": "ROUGE-L against the teacher's response",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What the template prints: a table (header, rows), a line for each paired difference, how it was measured."""
+
+    header: tuple[Markdown, ...]
+    rows: tuple[tuple[Markdown, ...], ...]
+    differences: tuple[Markdown, ...]
+    decoding: tuple[Markdown, ...]
+
+
+def number(value: float) -> str:
+    """`value` with four significant digits, never in scientific notation for ordinary sizes."""
+    return f"{value:.4g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.3e}"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"({number(low)} to {number(high)})"
+
+
+def _label(m: Measurement) -> str:
+    return f"{METRICS.get(m.metric, m.metric)} on {m.on}"
+
+
+def results(measurements: Sequence[Measurement]) -> Results:
+    """Arrange `measurements` for the card: one row for each metric, one column for each subject that was measured."""
+    subjects = [s for s in SUBJECTS if any(m.subject == s for m in measurements)]
+    subjects += sorted({m.subject for m in measurements} - set(SUBJECTS))
+    groups: dict[tuple[object, ...], dict[str, Measurement]] = {}
+    for m in measurements:
+        groups.setdefault((m.metric, m.on, m.unit, m.better, m.split, m.n), {})[m.subject] = m
+    head = ("metric", *(SUBJECTS.get(s, s) for s in subjects), "better", "n")
+    return Results(
+        header=tuple(text(h) for h in head),
+        rows=tuple(_row(group, subjects) for group in groups.values()),
+        differences=tuple(_difference(m, d) for m in measurements for d in m.differences),
+        decoding=tuple(text(line) for line in dict.fromkeys(_how(m) for m in measurements)),
+    )
+
+
+def _row(group: dict[str, Measurement], subjects: Sequence[str]) -> tuple[Markdown, ...]:
+    first = next(iter(group.values()))
+    cells = [text(f"{_label(first)} ({first.unit})")]
+    for subject in subjects:
+        m = group.get(subject)
+        bold = "**" if subject == "distilled" else ""
+        cells.append(Markdown(f"{bold}{number(m.value)}{bold} {_interval(m.low, m.high)}") if m else Markdown("–"))
+    return (*cells, text(first.better), Markdown(str(first.n)))
+
+
+def _difference(m: Measurement, d: Difference) -> Markdown:
+    improved = d.value > 0 if m.better == "higher" else d.value < 0
+    verdict = ("better" if improved else "worse") if d.significant else "no clear difference"
+    who, other = SUBJECTS.get(m.subject, m.subject), SUBJECTS.get(d.against, d.against)
+    value = f"{'+' if d.value > 0 else ''}{number(d.value)} {_interval(d.low, d.high)}"
+    return text(f"{_label(m)}, {who} minus {other}: {value} {m.unit}: {verdict}")
+
+
+def _how(m: Measurement) -> str:
+    decoding = f", decoding {m.decoding}" if m.decoding else ""
+    return f"{m.on}: {m.split} prompts{decoding}, seed {m.seed}"
+
+
+def eval_results(
+    measurements: Sequence[Measurement], *, task: str, dataset: str, dataset_id: str | None, commit: str | None
+) -> list[EvalResult]:
+    """The distilled student's measurements as the Hub's `model-index` entries."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=dataset_id or "local",
+            dataset_name=one_line(dataset, 100),
+            dataset_split=m.split,
+            dataset_revision=commit if dataset_id else None,
+            metric_type=m.metric,
+            metric_value=round(m.value, 6),
+            metric_name=one_line(f"{_label(m)} ({m.unit}, {m.better} is better, n={m.n})", 200),
+        )
+        for m in measurements
+        if m.subject == "distilled"
+    ]

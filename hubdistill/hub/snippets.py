@@ -1,0 +1,94 @@
+"""Code that shows how to use one adapter, with every revision pinned; the card and `hubdistill pull` print it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank accepts in vLLM 0.32; 16 is its default
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """What a snippet needs to know: the base, the adapter (Hub id, or a folder where `local`), what to pin."""
+
+    base: str
+    base_commit: str | None
+    adapter: str
+    revision: str | None  # tag or commit of the adapter
+    rank: int
+    name: str
+    pipeline_tag: str = "text-generation"
+    chat_template_file: bool = False  # the adapter brings chat_template.jinja, because the base's differs
+    local: bool = False
+
+
+def _pinned(repo: str, revision: str | None) -> str:
+    return json.dumps(repo) + (f", revision={json.dumps(revision)}" if revision else "")
+
+
+def load_snippet(use: Use) -> str:
+    """Python that loads base and adapter with transformers and PEFT."""
+    vision = use.pipeline_tag == "image-text-to-text"
+    model, tok = (
+        ("AutoModelForImageTextToText", "AutoProcessor") if vision else ("AutoModelForCausalLM", "AutoTokenizer")
+    )
+    name = "processor" if vision else "tok"
+    lines = [
+        "from peft import PeftModel",
+        f"from transformers import {model}, {tok}",
+        "",
+        f'base = {model}.from_pretrained({_pinned(use.base, use.base_commit)}, dtype="auto", device_map="auto")',
+        f"model = PeftModel.from_pretrained(base, {_pinned(use.adapter, None if use.local else use.revision)})",
+        f"{name} = {tok}.from_pretrained({_pinned(use.base, use.base_commit)})",
+    ]
+    if use.chat_template_file:
+        lines += _template_lines(use, name)
+    return "\n".join(lines)
+
+
+def _template_lines(use: Use, tok: str) -> list[str]:
+    read = f'{tok}.chat_template = Path(path).read_text(encoding="utf-8")  # the template the adapter was trained with'
+    if use.local:
+        return ["", "from pathlib import Path", f"path = {json.dumps(use.adapter + '/chat_template.jinja')}", read]
+    get = f'hf_hub_download({json.dumps(use.adapter)}, "chat_template.jinja"'
+    get += f", revision={json.dumps(use.revision)})" if use.revision else ")"
+    return ["", "from pathlib import Path", "from huggingface_hub import hf_hub_download", f"path = {get}", read]
+
+
+def vllm_rank(rank: int) -> int | None:
+    """The smallest --max-lora-rank that holds `rank`; None where vLLM has none."""
+    return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
+
+
+def vllm_snippet(use: Use) -> str | None:
+    """Shell commands that serve the adapter with vLLM; None for a rank it cannot hold.
+
+    `--lora-modules` takes no revision, so the pinned adapter is downloaded first and served from its folder.
+    """
+    allowed = vllm_rank(use.rank)
+    if allowed is None:
+        return None
+    folder = use.adapter if use.local else f"./{use.name}"
+    serve = f"vllm serve {shlex.quote(use.base)}" + (
+        f" --revision {shlex.quote(use.base_commit)}" if use.base_commit else ""
+    )
+    serve += " --enable-lora" + (f" --max-lora-rank {allowed}" if use.rank > 16 else "")
+    serve += f" --lora-modules {shlex.quote(f'{use.name}={folder}')}"
+    if use.chat_template_file:
+        serve += f" --chat-template {shlex.quote(folder + '/chat_template.jinja')}"
+    if use.local:
+        return serve
+    pin = f" --revision {shlex.quote(use.revision)}" if use.revision else ""
+    return f"hf download {shlex.quote(use.adapter)}{pin} --local-dir {shlex.quote(folder)}\n{serve}"
+
+
+def merge_snippet(use: Use) -> str:
+    """Python that merges the adapter into the base, after `load_snippet`."""
+    tok = "processor" if use.pipeline_tag == "image-text-to-text" else "tok"
+    return (
+        "merged = model.merge_and_unload(safe_merge=True)  # raises on NaN instead of merging it\n"
+        'merged.save_pretrained("merged")\n'
+        f'{tok}.save_pretrained("merged")'
+    )
