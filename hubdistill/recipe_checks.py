@@ -25,8 +25,10 @@ _SECRET = re.compile(
 )
 _VARIABLE = re.compile(r"\$\{[^}]*\}|^\$[A-Za-z_]\w*")
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?(?<![.-])")
-_PRESET_BETA = {"distillm2": "linear", "paper": "paper", "released": "constant", "cald": "constant"}
-_NO_CURRICULUM = ("released", "cald")
+# What losses.contrastive.PRESETS says, repeated because that module needs torch; a test compares them.
+PRESET_BETA = {"distillm2": "linear", "paper": "paper", "released": "constant", "cald": "constant"}
+NO_CURRICULUM = ("released", "cald")
+ALPHA_RANGE = (0.01, 0.1)
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def _warmup(recipe: Recipe) -> Iterator[Problem]:
 
 def _loss(recipe: Recipe) -> Iterator[Problem]:
     loss = recipe.loss
-    beta = loss.beta or _PRESET_BETA[loss.preset]
+    beta = loss.beta or PRESET_BETA[loss.preset]
     if loss.beta_end is not None and beta != "linear":
         yield ("loss", "beta_end"), f"has no effect with the '{beta}' schedule; remove it, or write beta: linear"
     if loss.beta_end is not None and beta == "linear" and loss.beta_end < 0.5:
@@ -178,14 +180,14 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
             ("loss", "beta_end"),
             f"the ramp starts at 0.5, so {loss.beta_end:g} would run it backwards; write 0.5 to 1",
         )
-    off = loss.anchor == "off" or (loss.anchor is None and loss.preset in _NO_CURRICULUM)
+    off = loss.anchor == "off" or (loss.anchor is None and loss.preset in NO_CURRICULUM)
     for key in ("alpha_range", "nonpositive_gap"):
         if off and getattr(loss, key) is not None:
             yield (
                 ("loss", key),
                 "has no effect while alpha is constant (anchor: off); remove it, or write anchor: frozen",
             )
-    low, high = loss.alpha_range or (0.01, 0.1)
+    low, high = loss.alpha_range or ALPHA_RANGE
     if not off and loss.alpha is not None and not low <= loss.alpha <= high:
         yield (
             ("loss", "alpha"),

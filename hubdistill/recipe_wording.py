@@ -147,7 +147,7 @@ def sentence(error: Mapping[str, Any], name: str, annotation: Any, about: str | 
         return _not_one_of(value, _choices(annotation))
     if kind in _BOUNDS:
         limit, words = _BOUNDS[kind]
-        return f"{words.format(_plain(ctx[limit]))}, got {show(mark.raw) or got(value)}; change the number"
+        return f"{words.format(plain(ctx[limit]))}, got {show(mark.raw) or got(value)}; change the number"
     if kind == "finite_number":
         return f"wants a finite number, got {show(mark.raw) or got(value)}; write a plain number"
     if kind == "string_pattern_mismatch":
@@ -171,7 +171,8 @@ def _size(annotation: Any) -> int:
     return max((_size(part) for part in typing.get_args(annotation)), default=0)
 
 
-def _plain(number: float) -> str:
+def plain(number: float) -> str:
+    """A limit without exponent: 2147483648, 0.5."""
     return f"{number:g}" if abs(number) < 1e6 else str(number)
 
 
