@@ -33,8 +33,7 @@ from hubdistill.specs import (
     TrainSpec,
     WarmupSpec,
 )
-from hubdistill.yaml_lines import MAX_BYTES, Document, Mark, YamlProblem, dotted, parse, show
-from hubdistill.yaml_lines import Path as KeyPath
+from hubdistill.yaml_lines import MAX_BYTES, Document, KeyPath, Mark, YamlProblem, dotted, parse, show
 
 Origin = Literal["file", "shipped", "hub"]
 MAX_PROBLEMS = 20  # one screen

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubdistill.recipe_wording import nearest
-from hubdistill.yaml_lines import Path as KeyPath
-from hubdistill.yaml_lines import show
+from hubdistill.yaml_lines import KeyPath, show
 
 if TYPE_CHECKING:
     from hubdistill.recipe import Recipe
@@ -19,9 +18,10 @@ Problem = tuple[KeyPath, str]
 
 SECRET = "looks like a secret token (not shown); remove it and revoke it, recipes are published: `hf auth login` or HF_TOKEN holds the token"
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+# Names such as org/hf_instruction_data or sk-learn-2 are no secrets: tokens are long runs without separators.
 _SECRET = re.compile(
-    r"(?<![A-Za-z0-9_-])(?:hf_[A-Za-z0-9_]{16,}|sk-(?=[\w-]*\d)[\w-]{16,}|AKIA[0-9A-Z]{12,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
-    r"|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,}|glpat-[\w-]{16,})|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"(?<![A-Za-z0-9_-])(?:hf_[A-Za-z0-9]{20,}|sk-(?:[A-Za-z0-9]{1,10}-){0,3}(?=[A-Za-z0-9]*[0-9])[A-Za-z0-9]{20,}|(?:AKIA|ASIA)[0-9A-Z]{12,}"
+    r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,}|glpat-[\w-]{16,})|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
 _VARIABLE = re.compile(r"\$\{[^}]*\}|^\$[A-Za-z_]\w*")
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?(?<![.-])")
@@ -120,7 +120,10 @@ def _source(path: KeyPath, value: str, context: Context) -> Iterator[Problem]:
     if local is None:
         yield from _hub_id(path, value, wants_file)
     elif context.origin == "hub":
-        yield path, f"'{show(value)}' is a local path, refused in a recipe from the Hub; use a Hub id"
+        yield (
+            path,
+            f"'{show(value)}' is a local path, refused in a recipe from the Hub; use a Hub id, or run your own copy of the recipe",
+        )
     elif not local.exists():
         yield path, f"'{show(value)}' is not there (looked for {local}); {_near_file(local)}"
     elif wants_file and (local.is_dir() or local.suffix.lower() not in DATA_SUFFIXES):

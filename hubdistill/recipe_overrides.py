@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hubdistill.recipe_wording import got
-from hubdistill.yaml_lines import MAX_BYTES, Document, Mark, YamlProblem, parse_value, show
-from hubdistill.yaml_lines import Path as KeyPath
+from hubdistill.yaml_lines import MAX_BYTES, Document, KeyPath, Mark, YamlProblem, parse_value, show
 
 
 def apply_override(document: Document, override: str) -> None:
@@ -20,6 +19,9 @@ def apply_override(document: Document, override: str) -> None:
     path = _key_path(key.strip())
     if not equals or not path:
         document.problems.append(((), mark, "is not key=value; write for example train.rounds=2"))
+        return
+    if not raw.strip():
+        document.problems.append((path, mark, "has no value; write null to put the default back"))
         return
     try:
         value = parse_value(raw, place)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hubdistill.yaml_lines import Document, Mark, Path, resolve_scalar, show
+from hubdistill.yaml_lines import Document, KeyPath, Mark, resolve_scalar, show
 
 Blocks = Mapping[str, type[BaseModel]]  # top-level key -> the model of its block
 
@@ -188,7 +188,7 @@ def _not_one_of(value: str, choices: list[str]) -> str:
     return f"'{show(value)}' is not one of: {', '.join(choices)}; {hint}"
 
 
-def known_path(loc: tuple[Any, ...], document: Document) -> tuple[Path, tuple[Any, ...]]:
+def known_path(loc: tuple[Any, ...], document: Document) -> tuple[KeyPath, tuple[Any, ...]]:
     """Split a pydantic location into the path that the document has, and the rest (union tags, a missing key)."""
     for end in range(len(loc), -1, -1):
         if loc[:end] in document.marks:

@@ -8,7 +8,7 @@ A recipe can come from a stranger's Hub repository, so there are no anchors or a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ MAX_BYTES = 256 * 1024
 MAX_DEPTH = 20
 MAX_VALUES = 5_000
 
-Path = tuple[str | int, ...]  # where a value is: ("evaluate", 0, "kind")
+KeyPath = tuple[str | int, ...]  # where a value is: ("evaluate", 0, "kind")
 
 _WORDS: dict[str, Any] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 _WORDS |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -50,8 +50,8 @@ class Document:
     """A parsed recipe: plain values (lists are tuples), a Mark per path, and the problems met so far as (path, text)."""
 
     value: Any = None
-    marks: dict[Path, Mark] = field(default_factory=dict)
-    problems: list[tuple[Path, Mark, str]] = field(default_factory=list)
+    marks: dict[KeyPath, Mark] = field(default_factory=dict)
+    problems: list[tuple[KeyPath, Mark, str]] = field(default_factory=list)
 
 
 def show(value: object, limit: int = 60) -> str:
@@ -60,7 +60,7 @@ def show(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[:limit] + "..."
 
 
-def dotted(path: Path) -> str:
+def dotted(path: KeyPath) -> str:
     """("evaluate", 0, "kind") -> "evaluate[0].kind"."""
     text = ""
     for part in path:
@@ -91,7 +91,7 @@ def parse_value(text: str, place: str) -> Document:
 
 
 class _Builder:
-    def __init__(self, text: str, place: Any):
+    def __init__(self, text: str, place: Callable[[int], str]):
         self.text, self.place = text, place
         self.out = Document()
         self.values = 0
@@ -110,7 +110,7 @@ class _Builder:
             )
         return self.out
 
-    def node(self, event: Any, path: Path) -> Any:
+    def node(self, event: Any, path: KeyPath) -> Any:
         """Build the value that starts with `event`; its Mark is set unless its key already set one."""
         self.values += 1
         if self.values > MAX_VALUES:
@@ -130,10 +130,10 @@ class _Builder:
     def mark(self, event: Any, raw: str = "", quoted: bool = False) -> Mark:
         return Mark(self.place(_line(event)), _line(event), raw, quoted)
 
-    def problem(self, path: Path, mark: Mark, message: str) -> None:
+    def problem(self, path: KeyPath, mark: Mark, message: str) -> None:
         self.out.problems.append((path, mark, message))
 
-    def refuse_extras(self, event: Any, path: Path, mark: Mark) -> None:
+    def refuse_extras(self, event: Any, path: KeyPath, mark: Mark) -> None:
         name = show(event.anchor or "", 30)
         if isinstance(event, yaml.AliasEvent):
             self.problem(path, mark, f"aliases are not allowed; write the value in place of '*{name}'")
@@ -142,13 +142,13 @@ class _Builder:
         if getattr(event, "tag", None):
             self.problem(path, mark, f"tags are not allowed; remove '{show(_short_tag(event.tag), 40)}'")
 
-    def sequence(self, path: Path) -> tuple[Any, ...]:
+    def sequence(self, path: KeyPath) -> tuple[Any, ...]:
         items: list[Any] = []
         while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
             items.append(self.node(event, (*path, len(items))))
         return tuple(items)
 
-    def mapping(self, path: Path) -> dict[str, Any]:
+    def mapping(self, path: KeyPath) -> dict[str, Any]:
         found: dict[str, Any] = {}
         lines: dict[str, int] = {}
         while not isinstance(key := next(self.events), yaml.MappingEndEvent):

@@ -166,3 +166,16 @@ def test_equal_text_loads_to_equal_recipes(path: Path) -> None:
     loaded: LoadedRecipe = load_recipe(path)
     assert load_recipe(path) == loaded
     assert load_recipe(path, ["train.seed=1"]).recipe != loaded.recipe
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "org/hf_instruction_tuning_dataset_v2",
+        "org/sk-learn-20newsgroups-dataset-2",
+        "org/risk-assessment-2024-long-name",
+        "AKIRA/ghp_data",
+    ],
+)
+def test_names_that_only_look_like_secrets_are_fine(path: Path, name: str) -> None:
+    assert load_recipe(path, [f"prompts.dataset={name}"]).recipe.prompts.dataset == name

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hubdistill import shipped
+from hubdistill.errors import MissingError
 from hubdistill.recipe import Recipe, load_recipe
 from hubdistill.shipped import find_recipe, list_recipes, model_cards_root, recipes_root
 from tests.recorded.seed import DATASETS, model_ids
@@ -71,3 +73,15 @@ def test_every_model_and_data_set_is_recorded() -> None:
     assert {spec.model for recipe in recipes for spec in (recipe.teacher, recipe.student)} == set(model_ids())
     assert {recipe.prompts.dataset for recipe in recipes} == set(DATASETS)
     assert all(DATASETS[recipe.prompts.dataset][0] == recipe.prompts.split for recipe in recipes)
+
+
+def test_a_wheel_has_them_inside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site-packages" / "hubdistill"
+    (package / "recipes" / "text").mkdir(parents=True)
+    (package / "recipes" / "text" / "a-1.5b.yaml").write_text("# About it.\n")
+    monkeypatch.setattr(shipped, "__file__", str(package / "shipped.py"))
+    assert [(recipe.name, recipe.about) for recipe in list_recipes()] == [("text/a-1.5b", "About it.")]
+    assert find_recipe("text/a-1.5b.yaml") == package / "recipes" / "text" / "a-1.5b.yaml"
+    assert find_recipe("text/a-1") is None
+    with pytest.raises(MissingError, match="reinstall"):
+        model_cards_root()
