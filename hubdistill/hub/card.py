@@ -63,7 +63,17 @@ class BaseModel:
     commit: str | None
     license: License = UNSTATED
     pushed_beside: bool = False  # pushed by hubdistill, because the student was pruned or local
-    made_of: str = ""  # what a pushed base was made from, a sentence
+    made_of: str = ""  # what a base that was not on the Hub was made from
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether `id` names a Hub repository and not a folder of this machine."""
+        return is_hub_id(self.id)
+
+    @property
+    def label(self) -> str:
+        """What to call it: its Hub id, else what it was made of."""
+        return self.id if self.on_hub else self.made_of or self.id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +145,8 @@ def render_card(facts: CardFacts) -> str:
 
 
 def _check(facts: CardFacts) -> None:
-    check_base(facts.base.id, facts.base.commit)
+    if facts.repo is not None:  # a local directory may name a base by its place on this machine
+        check_base(facts.base.id, facts.base.commit)
     require_revision(facts.revision)
     if facts.repo is not None:
         require_repo(facts.repo)
@@ -155,8 +166,8 @@ def _metadata(facts: CardFacts) -> str:
         facts.measurements, task=facts.pipeline_tag, dataset=data.name, dataset_id=data.hub_id, commit=data.commit
     )
     card = ModelCardData(
-        base_model=base.id,
-        base_model_relation="adapter",
+        base_model=base.id if base.on_hub else None,
+        base_model_relation="adapter" if base.on_hub else None,
         library_name="peft",
         pipeline_tag=facts.pipeline_tag,
         license=base.license.id,

@@ -190,9 +190,18 @@ def is_unreachable(error: BaseException) -> bool:
     """Whether `error` leaves the cache as the only source: offline, no connection, or a Hub that is down."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    return any(
-        isinstance(e, OfflineModeIsEnabled) or is_transport(e) or (status_of(e) or 0) >= 500 for e in causes(error)
-    )
+    first = _first_answer(error)
+    return isinstance(first, OfflineModeIsEnabled) or is_transport(first) or (status_of(first) or 0) >= 500
+
+
+def _first_answer(error: BaseException) -> BaseException:
+    """The first error of the chain that says what happened on the wire; `error` itself where none does."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    for one in causes(error):
+        if status_of(one) is not None or is_transport(one) or isinstance(one, OfflineModeIsEnabled):
+            return one
+    return error
 
 
 def retrying(call: Callable[[], T], *, delays: Sequence[float] | None = None, statuses: Sequence[int] = PASSING) -> T:
@@ -213,14 +222,15 @@ def retrying(call: Callable[[], T], *, delays: Sequence[float] | None = None, st
 
 
 def _wait(error: BaseException, delay: float, statuses: Sequence[int]) -> float | None:
-    status = status_of(error)
-    if status in statuses:
-        after = error.response.headers.get("retry-after", "")  # type: ignore[attr-defined]
+    answer = _first_answer(error)
+    if status_of(answer) in statuses:
+        after = answer.response.headers.get("retry-after", "")  # type: ignore[attr-defined]
         return min(max(float(after), delay), LONGEST_WAIT) if after.isdigit() else delay
     # An overloaded proxy answers with HTML, and the client trips over it while it looks for JSON.
-    return delay if is_transport(error) or isinstance(error, json.JSONDecodeError) else None
+    return delay if is_transport(answer) or isinstance(error, json.JSONDecodeError) else None
 
 
 def _short(error: BaseException) -> str:
-    status = status_of(error)
-    return f"HTTP {status}" if status else type(error).__name__
+    answer = _first_answer(error)
+    status = status_of(answer)
+    return f"HTTP {status}" if status else type(answer).__name__

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
 from hubdistill.errors import HubdistillError, InputError, MissingError
 from hubdistill.hub.adapter_check import LARGEST_CONFIG, AdapterFacts, check_adapter, refuse_names
 from hubdistill.hub.card_merge import split_card
-from hubdistill.hub.failures import endpoint_warning, explained, hub_token, is_unreachable, log, retrying
+from hubdistill.hub.failures import DELAYS, endpoint_warning, explained, hub_token, is_unreachable, log, retrying
 from hubdistill.hub.names import CARD, CONFIG, FILES, RECIPE, TEMPLATE, WEIGHTS, is_hub_id, require_revision
 from hubdistill.hub.snippets import Use, load_snippet, merge_snippet, vllm_snippet
 from hubdistill.hub.staging import replacing
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
 LARGEST_RECIPE = 256 << 10  # bytes, before anything parses it
+_NOT_OURS = f"{{}} holds no {RECIPE}, so it was not published by hubdistill. Give a recipe file instead."
 _NO_RECIPE = f"{{}}: {RECIPE} is larger than {LARGEST_RECIPE >> 10} KiB and is no recipe. Give a recipe file instead."
 LARGEST_TEXT = 16 << 20  # bytes of any other text file
 
@@ -125,23 +128,66 @@ def _resolve(repo: str, revision: str | None) -> str:
         log.warning(warning)
     with explained(repo, f"fetch {repo}"):
         # Its text is what was asked for ("v0.1"); only `resolved` is the commit.
-        return retrying(lambda: HfApi().resolve_revision(repo, revision=revision)).resolved
+        return retrying(lambda: HfApi().resolve_revision(repo, revision=revision), delays=DELAYS[:2]).resolved
 
 
 def _download(repo: str, revision: str | None) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
 
     commit = _resolve(repo, revision)
-    digests = _check_listing(repo, commit)
-    with explained(repo, f"fetch {repo}"):
-        folder = Path(retrying(lambda: snapshot_download(repo, revision=commit, allow_patterns=list(FILES))))
+
+    def get(local: bool) -> str:
+        return snapshot_download(repo, revision=commit, allow_patterns=list(FILES), local_files_only=local)
+
+    files, path = _listed_or_cached(repo, commit, _check_listing, get)
+    folder = Path(path)
     if not (folder / CONFIG).is_file():
         raise MissingError(
             f"{repo} has no {CONFIG} at commit {commit[:12]}, so it is not an adapter. Check the name and the revision."
         )
-    for name, digest in digests.items():
-        _repair(repo, commit, folder / name, name, digest)
+    for file in files:
+        if file.lfs is not None and file.rfilename in FILES:
+            _repair(repo, commit, folder / file.rfilename, file.rfilename, file.lfs["sha256"])
     return folder, commit
+
+
+def _listed_or_cached(
+    repo: str, commit: str, check: Callable[[str, Sequence[RepoSibling]], None], get: Callable[[bool], str]
+) -> tuple[list[RepoSibling], str]:
+    """`check` the Hub's listing of `commit`, then `get(local)`; the listing, and what `get` returned.
+
+    Where the Hub is unreachable there is no listing, and the cache can only hold what an earlier, checked pull fetched.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        with explained(repo, f"fetch {repo}"):
+            # Not list_repo_tree, which waits 23 seconds for a Hub that is not there.
+            info = retrying(lambda: HfApi().model_info(repo, revision=commit, files_metadata=True), delays=DELAYS[:1])
+    except HubdistillError as error:
+        if not is_unreachable(error):
+            raise
+        log.warning("the Hub cannot be reached; %s is taken from the cache", repo)
+        try:
+            return [], get(True)
+        except LocalEntryNotFoundError:
+            raise error from None  # the first failure says why
+    files = list(info.siblings or [])
+    check(repo, files)
+    with explained(repo, f"fetch {repo}"):
+        return files, retrying(lambda: get(False))
+
+
+def _check_listing(repo: str, files: Sequence[RepoSibling]) -> None:
+    """Names and sizes, before anything is downloaded."""
+    refuse_names([file.rfilename for file in files], repo)
+    for file in files:
+        largest = {CONFIG: LARGEST_CONFIG, RECIPE: LARGEST_RECIPE}.get(file.rfilename, LARGEST_TEXT)
+        if file.rfilename in FILES and file.rfilename != WEIGHTS and (file.size or 0) > largest:
+            raise InputError(
+                f"{repo}: {file.rfilename} has {file.size} bytes, more than the {largest} that are accepted. Do not use this repository."
+            )
 
 
 def _repair(repo: str, commit: str, path: Path, name: str, digest: str) -> None:
@@ -157,40 +203,6 @@ def _repair(repo: str, commit: str, path: Path, name: str, digest: str) -> None:
         raise InputError(
             f"{repo}: {name} does not have the checksum that the Hub lists. Do not use it; tell its author."
         )
-
-
-def _check_listing(repo: str, commit: str) -> dict[str, str]:
-    """Check names and sizes before anything is downloaded; the sha256 of the files that have one.
-
-    Without a connection there is no listing, and the cache can only hold what an earlier, checked pull fetched.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
-
-    tree = _online(repo, lambda: list(HfApi().list_repo_tree(repo, revision=commit, recursive=True)))
-    if tree is None:
-        return {}
-    files = [entry for entry in tree if isinstance(entry, RepoFile)]
-    refuse_names([file.path for file in files], repo)
-    for file in files:
-        largest = {CONFIG: LARGEST_CONFIG, RECIPE: LARGEST_RECIPE}.get(file.path, LARGEST_TEXT)
-        if file.path in FILES and file.path != WEIGHTS and file.size > largest:
-            raise InputError(
-                f"{repo}: {file.path} has {file.size} bytes, more than the {largest} that are accepted. Do not use this repository."
-            )
-    return {file.path: file.lfs.sha256 for file in files if file.path in FILES and file.lfs is not None}
-
-
-def _online(repo: str, call: Callable[[], T]) -> T | None:
-    """What `call` returns; None where the Hub is unreachable, so that the cache is the only source."""
-    try:
-        with explained(repo, f"fetch {repo}"):
-            return retrying(call, delays=(1.0,))
-    except HubdistillError as error:
-        if not is_unreachable(error):
-            raise
-        log.warning("the Hub cannot be reached; %s is taken from the cache", repo)
-        return None
 
 
 def _sha256(path: Path) -> str:
@@ -217,31 +229,27 @@ def fetch_recipe(ref: str, revision: str | None = None) -> Path:
         require_revision(revision)
         path = _fetch_recipe(repo, _resolve(repo, revision))
     if not path.is_file():
-        raise MissingError(
-            f"{ref} holds no {RECIPE}, so it was not published by hubdistill. Give a recipe file instead."
-        )
+        raise MissingError(_NOT_OURS.format(ref))
     if path.stat().st_size > LARGEST_RECIPE:
         raise InputError(_NO_RECIPE.format(ref))
     return path
 
 
 def _fetch_recipe(repo: str, commit: str) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub import hf_hub_download
 
-    infos = _online(repo, lambda: HfApi().get_paths_info(repo, RECIPE, revision=commit))
-    if any(isinstance(info, RepoFile) and info.size > LARGEST_RECIPE for info in infos or []):
+    def get(local: bool) -> str:
+        return hf_hub_download(repo, RECIPE, revision=commit, local_files_only=local)
+
+    return Path(_listed_or_cached(repo, commit, _check_recipe, get)[1])
+
+
+def _check_recipe(repo: str, files: Sequence[RepoSibling]) -> None:
+    sizes = [file.size or 0 for file in files if file.rfilename == RECIPE]
+    if not sizes:
+        raise MissingError(_NOT_OURS.format(repo))
+    if sizes[0] > LARGEST_RECIPE:
         raise InputError(_NO_RECIPE.format(repo))
-    try:
-        with explained(repo, f"fetch the recipe of {repo}"):
-            return Path(retrying(lambda: hf_hub_download(repo, RECIPE, revision=commit)))
-    except MissingError as error:
-        if isinstance(error.__cause__, RemoteEntryNotFoundError):
-            raise MissingError(
-                f"{repo} holds no {RECIPE}, so it was not published by hubdistill. Give a recipe file instead."
-            ) from error
-        raise
 
 
 def usage(pulled: Pulled) -> str:

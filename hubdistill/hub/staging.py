@@ -29,16 +29,18 @@ def stage(
     base: str,
     base_commit: str | None,
     token: str | None = None,
+    local: bool = False,
 ) -> Path:
     """Build `folder` from `run_files` (name in the repository -> file of the run) and `card`; replaces an earlier staging.
 
     adapter_config.json is rewritten: Hub id and commit of the base, target_modules sorted, keys in a stable order.
     Raises InputError for a file that may not be published, a symlink, a secret (also the value of `token`), or a base
-    that is not on the Hub.
+    that is not on the Hub, unless the folder is `local` and will not be pushed.
     """
-    if base_commit is None and Path(base).is_dir():  # a folder such as models/tiny looks like ORG/NAME
-        check_base(f"./{base}", None)
-    check_base(base, base_commit)
+    if not local:
+        if base_commit is None and Path(base).is_dir():  # a folder such as models/tiny looks like ORG/NAME
+            check_base(f"./{base}", None)
+        check_base(base, base_commit)
     _check_sources(run_files)
     with replacing(folder) as new:
         (new / CARD).write_text(card, encoding="utf-8")

@@ -58,5 +58,5 @@ def run(step: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.DEBUG)  # so that a token in any log line is seen by the tests
-    failures.DELAYS = (0.05, 0.1, 0.1)
+    failures.DELAYS = pull.DELAYS = (0.05, 0.1, 0.1)
     print(json.dumps([run(step) for step in json.load(sys.stdin)]))
