@@ -227,6 +227,13 @@ class Run:
         how = "greedy" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
         return f"{how}, at most {sampling.max_tokens} tokens"
 
+    def chat_template(self) -> str | None:
+        """The teacher's chat template where the student's own differs: who uses the adapter needs it."""
+        from hubdistill.models.load import load_tokenizer
+
+        own = load_tokenizer(self.plan.student_source).chat_template
+        return None if own == self.shop.tokenizer.chat_template else str(self.shop.tokenizer.chat_template)
+
     def measurements(self) -> list[Measurement]:
         """What the evaluation found; empty when there was nothing to evaluate."""
         return [Measurement.from_dict(row) for row in read_json_list(self.path / "measurements.json")]

@@ -176,7 +176,7 @@ def _metadata(facts: CardFacts) -> str:
         language=list(data.languages) or None,
         datasets=[data.hub_id] if data.hub_id and is_hub_id(data.hub_id) else None,
         tags=list(TAGS),
-        model_name=markdown.one_line(facts.name, 96) if evaluated else None,
+        model_name=facts.name if evaluated else None,
         eval_results=evaluated or None,
         hubdistill={
             "teacher": facts.teacher.name,
@@ -185,7 +185,7 @@ def _metadata(facts: CardFacts) -> str:
             "version": hubdistill.__version__,
         },
     )
-    return dump(card.to_dict())
+    return dump(markdown.flat(card.to_dict()))
 
 
 def _use(facts: CardFacts) -> Use:

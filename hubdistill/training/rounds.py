@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hubdistill.errors import TrainingError
-from hubdistill.files import write_atomically, write_json
+from hubdistill.files import write_json
 from hubdistill.training.telemetry import RoundBookkeeping
 from hubdistill.training.trainer import ContrastiveTrainer, Distillation
 

@@ -1,0 +1,301 @@
+"""The command line: the only file that exits, and (with console.py) that prints. Data on stdout, all else on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hubdistill.errors import HubdistillError, MissingError
+
+app = typer.Typer(
+    name="hubdistill",
+    help="Distil a strong teacher into a LoRA adapter on the Hugging Face Hub (the whole of DistiLLM-2).\n\n"
+    "Start: `hubdistill run quickstart` distils a real model on a CPU in minutes. "
+    "Then: `hubdistill recipes`, `hubdistill plan RECIPE`, `hubdistill run RECIPE`, `hubdistill push RUN --repo ORG/NAME`.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A .yaml file, the name of a shipped recipe (see `hubdistill recipes`), or ORG/NAME of an adapter that hubdistill published.")]
+OverridesArgument = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the recipe's, for example `train.rounds=2 lora.rank=8`.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Run directory; runs/<recipe name> without it.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+RemoteCodeOption = Annotated[bool, typer.Option("--allow-remote-code", help="Let a recipe from the Hub run Python code of the model repositories it pins. Read that code first.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or the name of the recipe it was made with.")]
+
+
+@app.command()
+def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: OutputOption = None, json_: JsonOption = False,
+        quiet: QuietOption = False, allow_remote_code: RemoteCodeOption = False,
+        no_push: Annotated[bool, typer.Option("--no-push", help="Do not publish, whatever the recipe says.")] = False) -> None:  # fmt: skip
+    """Distil: every stage from the prompts to the card, and the push if the recipe has `publish`.
+
+    Finished stages are kept: run the same command again after an interruption and it goes on where it stopped.
+
+    Examples: `hubdistill run quickstart` · `hubdistill run my.yaml train.rounds=2` · `hubdistill run ORG/ADAPTER`
+    """
+    started = _Started(recipe, overrides, output, quiet, allow_remote_code)
+    publish = None if no_push else started.plan.recipe.publish
+    if publish:
+        _check_access(publish, started)
+    with started.opened() as current:
+        current.distil()
+        _finish(current)
+        done = _publish_as_recipe(current.path, publish) if publish else None
+    summary = _summary(started.path, done)
+    from hubdistill.console import summary_text
+
+    _print(json.dumps(summary, indent=2) if json_ else summary_text(summary))
+
+
+@app.command()
+def plan(recipe: RecipeArgument, overrides: OverridesArgument = None, json_: JsonOption = False, allow_remote_code: RemoteCodeOption = False,
+         offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub; what is not cached stays unresolved.")] = False) -> None:  # fmt: skip
+    """Show what a recipe would do, and every mistake in it, without loading weights.
+
+    Prints resolved commits, rounds and steps, and the alpha and beta schedules. Exit code 2 if the recipe cannot run.
+    """
+    from hubdistill.console import plan_text
+    from hubdistill.plan import make_plan
+
+    found = make_plan(_load(recipe, overrides, allow_remote_code), offline=offline).as_dict()
+    _print(json.dumps(found, indent=2) if json_ else plan_text(found) + f"\n\nNext: hubdistill run {recipe}")
+
+
+def _until(stage: str, help_text: str) -> None:
+    def command(recipe: RecipeArgument, overrides: OverridesArgument = None, output: OutputOption = None, quiet: QuietOption = False,
+                allow_remote_code: RemoteCodeOption = False,
+                round_: Annotated[int | None, typer.Option("--round", min=1, help="Round to stop after; the last without it.")] = None) -> None:  # fmt: skip
+        started = _Started(recipe, overrides, output, quiet, allow_remote_code)
+        if round_ is not None and round_ > started.plan.recipe.train.rounds:
+            raise typer.BadParameter(f"the recipe has {started.plan.recipe.train.rounds} rounds", param_hint="--round")
+        with started.opened() as current:
+            current.distil(until=stage, round=round_)
+            if stage == "evaluate":
+                _finish(current)
+        _print(f"{stage} is done in {started.path}\nNext: hubdistill run {recipe}")
+
+    command.__doc__ = f"{help_text}\n\nStages before it that are not done yet are done first; finished ones are kept."
+    app.command(name=stage)(command)
+
+
+_until("prompts", "Read the prompts, filter and split them.")
+_until("sample", "Sample the responses of a round: of the teacher and of the student as it is then.")
+_until("warmup", "Fine-tune the fresh adapter before the first round.")
+_until("train", "Train a round on its pairs.")
+_until("evaluate", "Measure the student before and after on the held-out prompts.")
+
+
+@app.command()
+def card(run: RunArgument) -> None:
+    """Write the model card of a finished run, and the folder laid out as its repository would be."""
+    from hubdistill.publication import build_local
+
+    path = _run_directory(run)
+    _print(f"{build_local(path)}\nNext: hubdistill push {run} --repo ORG/NAME --dry-run")
+
+
+@app.command()
+def push(run: RunArgument,
+         repo: Annotated[str, typer.Option("--repo", metavar="ORG/NAME", help="Repository of the adapter; created if it is not there.")],
+         base_repo: Annotated[str | None, typer.Option("--base-repo", metavar="ORG/NAME", help="Repository for the base, if that is not on the Hub (a pruned or local student).")] = None,
+         public: Annotated[bool, typer.Option("--public", help="Create repositories public; they are private without it. Existing ones keep their visibility.")] = False,
+         pr: Annotated[bool, typer.Option("--pr", help="Open a pull request instead of committing to main.")] = False,
+         tag: Annotated[str | None, typer.Option("--tag", help="Tag the commit, for example v0.1.")] = None,
+         revision: Annotated[str | None, typer.Option("--revision", help="Branch to push to.")] = None,
+         overwrite_card: Annotated[bool, typer.Option("--overwrite-card", help="Replace an existing card, hand-written text included.")] = False,
+         dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be pushed; no network needed.")] = False) -> None:  # fmt: skip
+    """Publish a finished run: one commit with the adapter, its card and its recipe. Needs `hf auth login` or HF_TOKEN."""
+    from hubdistill import publication
+
+    path = _run_directory(run)
+    if dry_run:
+        _print(publication.preview_text(path, repo, base_repo=base_repo, private=not public, create_pr=pr, tag=tag, revision=revision))
+        return
+    done = publication.publish(path, repo, base_repo=base_repo, private=not public, create_pr=pr, tag=tag, revision=revision, overwrite_card=overwrite_card)
+    for warning in done.warnings:
+        _say(f"warning: {warning}")
+    what = f"pull request {done.pr}" if done.pr else f"commit {done.commit}"
+    _print(f"{done.url}\n{what}, {done.visibility}{', tag ' + done.tag if done.tag else ''}\nNext: hubdistill pull {repo}")
+
+
+@app.command()
+def pull(adapter: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Adapter on the Hub, or a folder laid out like one.")],
+         revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None,
+         output: OutputOption = None,
+         base: Annotated[str | None, typer.Option("--base", metavar="ORG/NAME", help="Refuse the adapter unless it is for this base.")] = None,
+         json_: JsonOption = False) -> None:  # fmt: skip
+    """Fetch an adapter at one commit, check that it is what it claims to be, and show how to use it."""
+    from dataclasses import asdict
+
+    from hubdistill.hub.pull import pull as fetch
+    from hubdistill.hub.pull import usage
+
+    found = fetch(adapter, revision=revision, output=output, expect_base=base)
+    _print(json.dumps(asdict(found), indent=2, default=str) if json_ else f"{found.folder}\n\n{usage(found)}")
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="Show this recipe instead of the list.")] = None,
+            copy: Annotated[Path | None, typer.Option("--copy", metavar="FILE", help="Copy it to a file of your own, to edit.")] = None) -> None:  # fmt: skip
+    """List the recipes that ship with hubdistill; show or copy one."""
+    from hubdistill.shipped import list_recipes
+
+    if name is None:
+        _print("\n".join(f"{recipe.name:<48} {recipe.about}" for recipe in list_recipes()))
+        return
+    loaded = _load(name, None, False)
+    if copy is None:
+        _print(loaded.text.rstrip())
+        return
+    if copy.exists():
+        raise MissingError(f"{copy} is there already; choose another file name")
+    copy.write_text(loaded.text, encoding="utf-8")
+    _print(f"{copy}\nNext: hubdistill plan {copy}")
+
+
+class _Started:
+    """A recipe loaded and planned, with its run directory."""
+
+    def __init__(self, recipe: str, overrides: list[str] | None, output: Path | None, quiet: bool, allow_remote_code: bool):
+        _calm_libraries()
+        from hubdistill.console import ConsoleReporter
+        from hubdistill.plan import make_plan
+
+        self.plan = make_plan(_load(recipe, overrides, allow_remote_code))
+        self.path = output or Path("runs") / self.plan.loaded.name.replace("/", "-")
+        self.reporter = ConsoleReporter(quiet=quiet)
+        for warning in self.plan.warnings:
+            self.reporter.note(f"warning: {warning}")
+
+    def opened(self) -> Any:
+        from contextlib import contextmanager
+
+        from hubdistill.run import Run
+        from hubdistill.rundir import RunDirectory
+
+        @contextmanager
+        def locked():
+            try:
+                with RunDirectory(self.path, self.reporter.stage).locked() as directory:
+                    yield Run(self.plan, directory, self.reporter)
+            finally:
+                self.reporter.stop()
+
+        return locked()
+
+
+def _finish(current: Any) -> None:
+    """After the evaluation: the record, the card, and the local repository folder."""
+    from hubdistill.publication import build_local, write_record
+
+    stages = {path.stem: current.stage_result(path.stem) for path in (current.path / "stages").glob("*.json")}
+    write_record(current.path, current.plan, current.directory.seconds(), stages, current.chat_template())
+    current.reporter.stage("card", "started")
+    build_local(current.path)
+
+
+def _check_access(publish: Any, started: _Started) -> None:
+    from hubdistill.hub.access import check_access
+
+    for repo in filter(None, (publish.repo, publish.base_repo)):
+        access = check_access(repo, private=publish.private)
+        started.reporter.note(f"will publish to {repo} ({access.visibility}) as {access.user}")
+
+
+def _publish_as_recipe(path: Path, publish: Any) -> Any:
+    from hubdistill.publication import publish as send
+
+    return send(path, publish.repo, base_repo=publish.base_repo, private=publish.private, tag=publish.tag)
+
+
+def _summary(path: Path, done: Any) -> dict[str, Any]:
+    from hubdistill.publication import load_run, summary
+
+    return summary(path, *load_run(path), done)
+
+
+def _load(reference: str, overrides: list[str] | None, allow_remote_code: bool) -> Any:
+    """A recipe by file, by shipped name, or from the adapter repository that it made."""
+    from hubdistill.recipe import load_recipe
+    from hubdistill.shipped import find_recipe
+
+    given = overrides or []
+    if not Path(reference).is_file():
+        if shipped := find_recipe(reference):
+            return load_recipe(shipped, given, origin="shipped", allow_remote_code=True, name=reference.removesuffix(".yaml"))
+        if not reference.endswith((".yaml", ".yml")) and reference.count("/") == 1 and not Path(reference).exists():
+            from hubdistill.hub.pull import fetch_recipe
+
+            fetched = fetch_recipe(reference)
+            return load_recipe(fetched, given, origin="hub", allow_remote_code=allow_remote_code, name=reference.split("/")[1])
+    return load_recipe(reference, given, allow_remote_code=True)
+
+
+def _run_directory(reference: str) -> Path:
+    for path in (Path(reference), Path("runs") / reference.replace("/", "-")):
+        if (path / "recipe.yaml").is_file():
+            return path
+    raise MissingError(f"there is no run at {reference} or runs/{reference}; name a run directory, or make one: hubdistill run RECIPE")
+
+
+def _calm_libraries() -> None:
+    """Libraries below talk through progress bars and warnings of their own; ours say what matters."""
+    import logging
+    import warnings
+
+    from hubdistill.hub.secrets import RedactingFilter
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    handler = logging.StreamHandler()
+    handler.addFilter(RedactingFilter())
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    if os.environ.get("HUBDISTILL_DEBUG") == "1":
+        return
+    warnings.filterwarnings("ignore")
+    for name in ("bitsandbytes", "kernels", "datasets", "trl", "transformers", "accelerate", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _print(text: str) -> None:
+    print(text)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 ok, 1 training failed, 2 user error, 130 interrupted; no traceback unless HUBDISTILL_DEBUG=1."""
+    try:
+        app()
+    except HubdistillError as problem:
+        if os.environ.get("HUBDISTILL_DEBUG") == "1":
+            raise
+        from hubdistill.hub.secrets import redact
+
+        _say(redact(str(problem), os.environ.get("HF_TOKEN")))
+        sys.exit(problem.exit_code)
+    except KeyboardInterrupt:
+        _say(f"\nInterrupted; finished stages are kept. To go on: {' '.join(['hubdistill', *sys.argv[1:]])}")
+        sys.exit(130)
+    except Exception as problem:
+        if os.environ.get("HUBDISTILL_DEBUG") == "1":
+            raise
+        from hubdistill.hub.secrets import redact
+
+        _say(redact(f"Unexpected {type(problem).__name__}: {problem}\nRun again with HUBDISTILL_DEBUG=1 for the traceback, and report it.", os.environ.get("HF_TOKEN")))
+        sys.exit(1)

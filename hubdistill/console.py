@@ -1,0 +1,90 @@
+"""What a person sees while a run goes on: stages and progress on stderr (rich). Data go to stdout, by cli.py alone."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SKIPPED, REDONE = "skipped", "redone"
+
+
+class ConsoleReporter:
+    """A line per stage; under it a bar with throughput where there is something to count."""
+
+    def __init__(self, *, quiet: bool = False):
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._bar: Progress | None = None
+        self._tokens, self._began = 0, 0.0
+
+    def stage(self, name: str, what: str) -> None:
+        """A stage begins, is done again because its files changed, or is kept from before."""
+        self.stop()
+        words = {SKIPPED: "[dim]kept from before[/dim]", REDONE: "[yellow]its files changed, done again[/yellow]"}
+        self.console.print(f"[bold]{name}[/bold] {words.get(what, '')}".rstrip())
+
+    def start(self, label: str, total: int, unit: str) -> None:
+        """A countable piece of work begins."""
+        self.stop()
+        self._tokens, self._began = 0, time.monotonic()
+        columns = (TextColumn("  {task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn(unit),
+                   TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+        self._bar = Progress(*columns, console=self.console, transient=False)
+        self._bar.start()
+        self._bar.add_task(label, total=total, rate="")
+
+    def advance(self, done: int, tokens: int = 0) -> None:
+        """`done` more units are finished; they brought `tokens` tokens."""
+        if self._bar is None:
+            return
+        self._tokens += tokens
+        rate = f"{self._tokens / max(time.monotonic() - self._began, 1e-3):,.0f} tokens/s" if self._tokens else ""
+        task = self._bar.tasks[0]
+        self._bar.update(task.id, advance=done, rate=rate)
+        if task.finished:
+            self.stop()
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+        self.console.print(f"  {text}", markup=False)
+
+    def stop(self) -> None:
+        """Close the bar, if one is open."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def plan_text(plan: dict[str, Any]) -> str:
+    """A plan for people: what will be done, with which files, and the schedules, one fact a line."""
+    steps = plan["steps_per_round_at_most"]
+    lines = [
+        f"teacher   {plan['teacher']['reference']}  commit {plan['teacher']['commit']}",
+        f"student   {plan['student']['reference']}  commit {plan['student']['commit']}",
+        f"prompts   {plan['prompts']['reference']}  commit {plan['prompts']['commit']}",
+        f"          {_at_most(plan['prompts_at_most'])} training prompts, {plan['recipe']['prompts']['heldout']} held out",
+        f"rounds    {plan['rounds']} of {_at_most(steps)} steps of {plan['recipe']['train']['pairs_per_step']} pairs"
+        f" ({plan['micro_batches_per_step']} micro-batches on {plan['processes']} process{'es' if plan['processes'] > 1 else ''})",
+        f"vocabulary {plan['common_vocabulary'] or 'not compared'}",
+        "",
+        f"loss      {plan['loss']['name']}: " + ", ".join(f"{k} {v}" for k, v in plan["loss"].items() if k != "name"),
+        "round     beta first  last   mean   alpha",
+        *(f"{row['round']:>5}     {row['first']:.3f}       {row['last']:.3f}  {row['mean']:.3f}  {alpha}" for row, alpha in zip(plan["beta"], plan["alpha"], strict=True)),
+    ]
+    return "\n".join([*lines, *(f"warning: {text}" for text in plan["warnings"])])
+
+
+def _at_most(number: int | None) -> str:
+    return f"at most {number:,}" if number else "an unknown number of"
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """What a run ended with: the numbers, where the files are, and the next command."""
+    lines = [f"Distilled in {summary['time']}. Held-out results on {summary['prompts']} prompts (mean and 95 % interval):"]
+    lines += [f"  {row}" for row in summary["results"]] or ["  nothing was evaluated"]
+    lines += ["", f"Run       {summary['run']}", f"Adapter   {summary['adapter']}", f"Card      {summary['card']}"]
+    if summary.get("url"):
+        lines.append(f"Published {summary['url']} at commit {summary['commit']} ({summary['visibility']})")
+    return "\n".join([*lines, "", f"Next: {summary['next']}"])
