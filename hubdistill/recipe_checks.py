@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ def local_path(value: str, folder: Path) -> Path | None:
     """The local path that `value` names, relative ones resolved against `folder`; None for the Hub and `pypi:`."""
     if not is_local(value):
         return None
-    return (folder / Path(value).expanduser()).resolve()
+    # os.path and not pathlib: it keeps `~nobody`, loops of links and NUL bytes as names that do not exist
+    return Path(os.path.abspath(os.path.join(folder, os.path.expanduser(value))))
 
 
 def similar_recipe(file: Path) -> str:
@@ -67,8 +69,7 @@ def similar_recipe(file: Path) -> str:
     from hubdistill.shipped import list_recipes
 
     folder = file.parent
-    beside = [found.name for found in folder.iterdir() if found.suffix in (".yaml", ".yml")] if folder.is_dir() else []
-    near = nearest(file.name, beside)
+    near = nearest(file.name, [name for name in _names(folder) if name.endswith((".yaml", ".yml"))])
     if near:
         return f"did you mean '{folder / near}'?"
     guess = nearest(str(file).removesuffix(".yaml"), [recipe.name for recipe in list_recipes()])
@@ -124,11 +125,11 @@ def _source(path: KeyPath, value: str, context: Context) -> Iterator[Problem]:
             path,
             f"'{show(value)}' is a local path, refused in a recipe from the Hub; use a Hub id, or run your own copy of the recipe",
         )
-    elif not local.exists():
-        yield path, f"'{show(value)}' is not there (looked for {local}); {_near_file(local)}"
-    elif wants_file and (local.is_dir() or local.suffix.lower() not in DATA_SUFFIXES):
+    elif not os.path.exists(local):
+        yield path, f"'{show(value)}' is not there (looked for {show(str(local), 200)}); {_near_file(local)}"
+    elif wants_file and (os.path.isdir(local) or local.suffix.lower() not in DATA_SUFFIXES):
         yield path, f"'{show(value)}' is not a data file; name a file that ends in {', '.join(DATA_SUFFIXES)}"
-    elif not wants_file and not local.is_dir():
+    elif not wants_file and not os.path.isdir(local):
         yield path, f"'{show(value)}' is a file; name the folder that holds config.json"
 
 
@@ -143,10 +144,15 @@ def _hub_id(path: KeyPath, value: str, wants_file: bool) -> Iterator[Problem]:
 
 
 def _near_file(path: Path) -> str:
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         return "its folder does not exist either; paths are relative to the recipe"
-    near = nearest(path.name, [found.name for found in path.parent.iterdir()])
-    return f"did you mean '{near}'?" if near else "paths are relative to the recipe"
+    near = nearest(path.name, _names(path.parent))
+    return f"did you mean '{show(near)}'?" if near else "paths are relative to the recipe"
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in a folder; nothing for one that cannot be listed, for these names are hints only."""
+    return os.listdir(folder) if os.path.isdir(folder) and os.access(folder, os.R_OK) else []
 
 
 def check_together(recipe: Recipe) -> Iterator[Problem]:

@@ -56,7 +56,9 @@ class Document:
 
 def show(value: object, limit: int = 60) -> str:
     """`value` as safe, short text for a message: control characters escaped, long values cut."""
-    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    text = repr(value)
+    if isinstance(value, str):
+        text = value if value.isprintable() else text[1:-1]
     return text if len(text) <= limit else text[:limit] + "..."
 
 
@@ -202,7 +204,8 @@ def _syntax(error: yaml.MarkedYAMLError, text: str) -> YamlProblem:
     # For a bracket that is never closed, the place where it opens helps; the place where YAML gives up does not.
     mark: Any = (at_start and error.context_mark) or error.problem_mark or error.context_mark
     line = mark.line if mark else 0
-    if re.match(r" *\t", text.split("\n")[error.problem_mark.line if error.problem_mark else line]):
+    stop = error.problem_mark
+    if stop and re.match(r" *\t", text[stop.index - stop.column : stop.index + 1]):
         return YamlProblem(line + 1, "a tab in the indentation; YAML is indented with spaces only")
     return YamlProblem(line + 1, f"not valid YAML ({problem}); {fix}")
 
