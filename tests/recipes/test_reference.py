@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.recipes.test_corpus import BASE, Case, cases, with_base
 
 SCHEMA: dict[str, Any] = json.loads((recipe_reference.DOCS / "recipe.schema.json").read_text(encoding="utf-8"))
 ANNOTATIONS = {"title", "description", "default", "$schema", "$defs"}
-TYPES = {
+TYPES: dict[str, Any] = {
     "object": dict,
     "array": list,
     "string": str,
@@ -28,6 +29,18 @@ TYPES = {
     "null": type(None),
 }
 
+LIMITS: dict[str, tuple[Any, Callable[[Any, Any], Any]]] = {  # keyword -> types it speaks of, the rule
+    "minItems": (list, lambda value, limit: len(value) >= limit),
+    "maxItems": (list, lambda value, limit: len(value) <= limit),
+    "minLength": (str, lambda value, limit: len(value) >= limit),
+    "maxLength": (str, lambda value, limit: len(value) <= limit),
+    "pattern": (str, lambda value, limit: re.search(limit, value)),
+    "minimum": ((int, float), lambda value, limit: value >= limit),
+    "maximum": ((int, float), lambda value, limit: value <= limit),
+    "exclusiveMinimum": ((int, float), lambda value, limit: value > limit),
+    "exclusiveMaximum": ((int, float), lambda value, limit: value < limit),
+}
+
 
 def fits(value: Any, schema: dict[str, Any]) -> bool:
     """Whether `value` is valid; a small JSON-schema validator of its own, for the keywords that occur in ours."""
@@ -35,7 +48,6 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
 
 
 def _holds(word: str, wanted: Any, value: Any, schema: dict[str, Any]) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
     match word:
         case "$ref":
             return fits(value, SCHEMA["$defs"][wanted.removeprefix("#/$defs/")])
@@ -61,24 +73,9 @@ def _holds(word: str, wanted: Any, value: Any, schema: dict[str, Any]) -> bool:
             return not isinstance(value, list) or all(
                 fits(item, inner) for item, inner in zip(value, wanted, strict=False)
             )
-        case "minItems":
-            return not isinstance(value, list) or len(value) >= wanted
-        case "maxItems":
-            return not isinstance(value, list) or len(value) <= wanted
-        case "minLength":
-            return not isinstance(value, str) or len(value) >= wanted
-        case "maxLength":
-            return not isinstance(value, str) or len(value) <= wanted
-        case "pattern":
-            return not isinstance(value, str) or re.search(wanted, value) is not None
-        case "minimum":
-            return not number or value >= wanted
-        case "maximum":
-            return not number or value <= wanted
-        case "exclusiveMinimum":
-            return not number or value > wanted
-        case "exclusiveMaximum":
-            return not number or value < wanted
+        case _ if word in LIMITS:
+            kinds, holds = LIMITS[word]
+            return isinstance(value, bool) or not isinstance(value, kinds) or bool(holds(value, wanted))
     raise AssertionError(f"the schema uses '{word}', which this validator does not know")
 
 
