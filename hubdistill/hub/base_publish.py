@@ -62,7 +62,7 @@ def render_base_card(facts: BaseFacts) -> str:
         "It was not trained further; it is published so that the adapters can be loaded.",
         f"License: {markdown.link(facts.license.label, facts.license.link)}.",
     ]
-    return f"---\n{dump(data.to_dict())}---\n\n{START}\n" + "\n\n".join(lines) + f"\n{END}\n"
+    return f"---\n{dump(markdown.flat(data.to_dict()))}---\n\n{START}\n" + "\n\n".join(lines) + f"\n{END}\n"
 
 
 def push_base(folder: Path, repo: str, *, private: bool = True, card: str, resume_command: str = "") -> Published:

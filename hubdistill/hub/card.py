@@ -258,5 +258,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         autoescape=False,
     )
-    env.filters.update(code=markdown.code, cell=markdown.cell, number=number, block=markdown.block, link=markdown.link)
+    env.filters.update(
+        code=markdown.code,
+        cell=markdown.cell,
+        number=number,
+        block=markdown.block,
+        line=markdown.one_line,
+        link=markdown.link,
+    )
     return env

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 # Control, zero-width and bidirectional characters: they hide or reorder text and have no place in a card.
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+")
@@ -20,27 +21,36 @@ class Markdown(str):
 
 def one_line(value: object, limit: int = 500) -> str:
     """`value` as one line of visible characters, shortened to `limit` characters."""
-    flat = " ".join(_INVISIBLE.sub(" ", str(value)).split())
-    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+    line = " ".join(_INVISIBLE.sub(" ", str(value)).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def flat(value: Any) -> Any:
+    """`value` with every text inside as one line, for metadata: a line of --- would end it for some readers."""
+    if isinstance(value, dict):
+        return {one_line(key): flat(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [flat(one) for one in value]
+    return one_line(value) if isinstance(value, str) else value
 
 
 def text(value: object) -> Markdown:
     """Outside text as plain Markdown text: no HTML, emphasis, link, table cell, heading or list can start in it."""
     if isinstance(value, Markdown):
         return value
-    flat = _SPECIAL.sub(r"\\\1", one_line(value))
-    flat = re.sub("[&<>]", lambda found: _ENTITIES[found[0]], flat)
-    return Markdown(_BLOCK_START.sub(lambda found: f"{found[1]}\\" if found[1] else "\\", flat))
+    line = _SPECIAL.sub(r"\\\1", one_line(value))
+    line = re.sub("[&<>]", lambda found: _ENTITIES[found[0]], line)
+    return Markdown(_BLOCK_START.sub(lambda found: f"{found[1]}\\" if found[1] else "\\", line))
 
 
 def code(value: object) -> Markdown:
     """Outside text as inline code, fenced by more backticks than it holds; not for table cells."""
-    flat = one_line(value, 200)
-    if not flat:
+    line = one_line(value, 200)
+    if not line:
         return Markdown("")
-    fence = "`" * (longest_run(flat) + 1)
-    pad = " " if flat.startswith("`") or flat.endswith("`") else ""
-    return Markdown(f"{fence}{pad}{flat}{pad}{fence}")
+    fence = "`" * (longest_run(line) + 1)
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return Markdown(f"{fence}{pad}{line}{pad}{fence}")
 
 
 def cell(value: object) -> Markdown:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hubdistill.evaluation.statistics import Difference, Measurement
-from hubdistill.hub.markdown import Markdown, one_line, text
+from hubdistill.hub.markdown import Markdown, text
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -95,12 +95,12 @@ def eval_results(
         EvalResult(
             task_type=task,
             dataset_type=dataset_id or "local",
-            dataset_name=one_line(dataset, 100),
+            dataset_name=dataset,
             dataset_split=m.split,
             dataset_revision=commit if dataset_id else None,
             metric_type=m.metric,
             metric_value=round(m.value, 6),
-            metric_name=one_line(f"{_label(m)} ({m.unit}, {m.better} is better, n={m.n})", 200),
+            metric_name=f"{_label(m)} ({m.unit}, {m.better} is better, n={m.n})",
         )
         for m in measurements
         if m.subject == "distilled"

@@ -52,7 +52,11 @@ def config(**changes: Any) -> dict[str, Any]:
     return {**plain, **changes}
 
 
-WEIGHTS = {f"base_model.model.model.layers.0.self_attn.{m}.lora_{s}.weight": [4, 16] if s == "A" else [16, 4] for m in ("q_proj", "v_proj") for s in "AB"}
+WEIGHTS = {
+    f"base_model.model.model.layers.0.self_attn.{m}.lora_{s}.weight": [4, 16] if s == "A" else [16, 4]
+    for m in ("q_proj", "v_proj")
+    for s in "AB"
+}
 
 
 @pytest.fixture

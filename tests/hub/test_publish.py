@@ -167,7 +167,11 @@ def test_tags_never_move(hub, client, staged):
     put(hub, "org/tagged", {"more.txt": b"x"})
     repo.refs["refs/tags/v2"] = repo.refs["refs/heads/main"]
     commits = len(repo.commits)
-    steps = [push("org/tagged", staged, tag="v1"), push("org/tagged", staged, tag="v2"), push("org/tagged", staged, tag="v3", create_pr=True)]
+    steps = [
+        push("org/tagged", staged, tag="v1"),
+        push("org/tagged", staged, tag="v2"),
+        push("org/tagged", staged, tag="v3", create_pr=True),
+    ]
     (early, late, with_pr), _ = client(steps)
     assert (early["error"], with_pr["error"]) == ("InputError", "InputError")
     assert repo.refs["refs/tags/v1"] == old
@@ -191,7 +195,16 @@ def test_check_access_asks_before_training(hub, client):
     def check(repo: str, token: str = ALICE):
         return {"call": "check_access", "args": [repo], "token": token}
 
-    steps = [check("org/there"), check("alice/new"), check("org/x", READER), check("org/x", "hf_wrong_token"), check("bob/secret"), check("bob/x"), check("just-a-name"), check("org/a--b")]
+    steps = [
+        check("org/there"),
+        check("alice/new"),
+        check("org/x", READER),
+        check("org/x", "hf_wrong_token"),
+        check("bob/secret"),
+        check("bob/x"),
+        check("just-a-name"),
+        check("org/a--b"),
+    ]
     (there, new, reader, wrong, private, foreign, name, dashes), log = client(steps)
     assert (there["ok"]["exists"], there["ok"]["visibility"], there["ok"]["user"]) == (True, "private", "alice")
     assert (new["ok"]["exists"], new["ok"]["visibility"]) == (False, "private")
@@ -206,11 +219,18 @@ def test_check_access_asks_before_training(hub, client):
 
 
 def test_without_token_offline_or_hub_and_the_preview_needs_none(hub, client, staged):
-    steps = [{"call": "check_access", "args": ["org/x"]}, push("org/x", staged), {"call": "preview", "kwargs": {"folder": str(staged), "repo": "org/x"}}]
+    steps = [
+        {"call": "check_access", "args": ["org/x"]},
+        push("org/x", staged),
+        {"call": "preview", "kwargs": {"folder": str(staged), "repo": "org/x"}},
+    ]
     (check, pushed, preview), _ = client(steps, token=None)
     assert "not logged in" in check["message"]
     assert "hf auth login" in pushed["message"]
-    assert dict(preview["ok"]["files"])["adapter_model.safetensors"] == (staged / "adapter_model.safetensors").stat().st_size
+    assert (
+        dict(preview["ok"]["files"])["adapter_model.safetensors"]
+        == (staged / "adapter_model.safetensors").stat().st_size
+    )
     assert {name for name, _ in preview["ok"]["files"]} == EXPECTED - {".gitattributes"}
     (check, pushed, preview), _ = client(steps, HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set" in check["message"]
@@ -257,4 +277,7 @@ def test_unencrypted_endpoint_is_named():
 
     assert "not encrypted" in (warning("http://hub.example.org") or "")
     assert "not encrypted" in (warning("http://127.evil.org") or "")
-    assert all(warning(url) is None for url in ("https://huggingface.co", "http://127.0.0.1:8900", "http://localhost:1", "http://[::1]:8"))
+    assert all(
+        warning(url) is None
+        for url in ("https://huggingface.co", "http://127.0.0.1:8900", "http://localhost:1", "http://[::1]:8")
+    )

@@ -35,7 +35,12 @@ def test_pinned_copied_and_offline_afterwards(hub, client, tmp_path):
     repo = hub.state.repos[("model", "org/good")]
     old = repo.refs["refs/tags/v1"] = repo.refs["refs/heads/main"]
     put(hub, "org/good", {"hubdistill/recipe.yaml": b"target: {kind: vlm}\n", "training_args.bin": b"pickle"})
-    steps = [fetch("org/good", "v1"), recipe("org/good", "v1"), fetch("org/good", output=str(tmp_path / "out")), fetch("org/good", None, None, "org/other")]
+    steps = [
+        fetch("org/good", "v1"),
+        recipe("org/good", "v1"),
+        fetch("org/good", output=str(tmp_path / "out")),
+        fetch("org/good", None, None, "org/other"),
+    ]
     (pinned, text, copied, other), _ = client(steps)
     assert (pinned["ok"]["commit"], pinned["ok"]["base"], pinned["ok"]["base_revision"]) == (old, BASE, COMMIT)
     assert Path(text["ok"]).read_text() == "target: {kind: text}\n"
@@ -75,7 +80,10 @@ def test_each_refusal_has_its_own_words(hub, client):
         fetch("org/private"),
     ]
     (gated, private, missing, branch, wrong, empty, none, member), log = client(steps, token=BOB)
-    assert gated["message"] == f"access to org/gated is gated: accept the terms at {hub.url}/org/gated with the account of your token, then retry."
+    assert (
+        gated["message"]
+        == f"access to org/gated is gated: accept the terms at {hub.url}/org/gated with the account of your token, then retry."
+    )
     for found in (private, missing):
         assert found["error"] == "MissingError"
         assert "does not exist" in found["message"]
@@ -103,7 +111,9 @@ def test_a_hub_with_a_problem(hub, client):
 
 @pytest.mark.parametrize("mode", [{}, {"HF_HUB_DISABLE_XET": "1"}], ids=["xet", "lfs"])
 def test_damaged_weights_in_the_cache_are_fetched_again(hub, client, staged, mode):
-    (_, first), _ = client([{"call": "push", "kwargs": {"folder": str(staged), "repo": "org/good"}}, fetch("org/good")], **mode)
+    (_, first), _ = client(
+        [{"call": "push", "kwargs": {"folder": str(staged), "repo": "org/good"}}, fetch("org/good")], **mode
+    )
     weights = Path(first["ok"]["folder"]) / "adapter_model.safetensors"
     good = weights.read_bytes()
     blob = weights.resolve()
@@ -121,8 +131,18 @@ HOSTILE = {
     "windows-traversal": ({"a\\..\\..\\evil.txt": b"x"}, "outside the folder"),
     "large-config": ({"adapter_config.json": b" " * (1 << 20) + b"{}"}, "more than the 1048576"),
     "large-recipe": ({"hubdistill/recipe.yaml": b"#" * (300 << 10)}, "more than the 262144"),
-    "code": ({"adapter_config.json": json.dumps(config(base_model_name_or_path=BASE, auto_mapping={"parent_library": "os"})).encode()}, "auto_mapping: is not allowed"),
-    "local-base": ({"adapter_config.json": json.dumps(config(base_model_name_or_path="/etc/model")).encode()}, "is not a model on the Hub"),
+    "code": (
+        {
+            "adapter_config.json": json.dumps(
+                config(base_model_name_or_path=BASE, auto_mapping={"parent_library": "os"})
+            ).encode()
+        },
+        "auto_mapping: is not allowed",
+    ),
+    "local-base": (
+        {"adapter_config.json": json.dumps(config(base_model_name_or_path="/etc/model")).encode()},
+        "is not a model on the Hub",
+    ),
 }
 
 
