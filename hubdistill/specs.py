@@ -45,7 +45,7 @@ class TeacherSpec(ModelSpec):
 class StudentSpec(ModelSpec):
     """The student that gets the adapter."""
 
-    layers: int | Annotated[tuple[int, ...], Strict(False)] | None = Field(None, description="Prune the student's decoder: a number keeps that many layers, evenly spaced with the first and the last; a list names them (from 0).")
+    layers: int | Annotated[tuple[int, ...], Strict(False)] | None = Field(None, description="Prune the student's decoder: a number keeps that many layers and leaves out a block in the middle; a list names them (from 0).")
 
     @model_validator(mode="after")
     def _layers_make_sense(self) -> StudentSpec:

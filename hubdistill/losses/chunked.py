@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hubdistill.losses.head import Head, Projector, compute_dtype
-from hubdistill.losses.rows import KERNELS, Block, normalise, top_agree
+from hubdistill.losses.rows import KERNELS, Block, PairStats, normalise_pair
 from hubdistill.losses.tiles import Group, block_rows, blocks, groups, tile_rows
 
 __all__ = ["AlphaRule", "Head", "Responses", "Tokens", "chunked_divergence", "label_logps"]
@@ -96,8 +96,9 @@ def label_logps(
             hidden, labels = hidden_ND[start : start + rows], labels_N[start : start + rows, None]
             logits = projector.logits(hidden, buffer[: len(hidden)])
             for block in blocks(logits):
-                stats = normalise(logits[block], labels[block], log_space=False)
-                result[start : start + rows][block] = stats.label_logp.squeeze(-1)
+                label_logit = logits[block].gather(-1, labels[block])
+                log_z = logits[block].logsumexp(-1, keepdim=True)
+                result[start : start + rows][block] = (label_logit - log_z).squeeze(-1)
     return result
 
 
@@ -186,33 +187,36 @@ class _Sweep:
             self.tokens.alpha_B[group.members] = self.job.alpha
         elif len(tiles) > 1:  # alpha has to be known before the first row, and the buffers hold one tile
             for rows in tiles:
-                self._label_pass(rows)
+                deque(self._label_passes(rows), maxlen=0)
             self._find_alpha(group.members, tiles)
-        for number, rows in enumerate(tiles):
-            stats = self._label_pass(rows)
+        for rows, owners in zip(tiles, group.owners, strict=True):
+            stats: Iterable[PairStats] = self._label_passes(rows)
             if callable(self.job.alpha) and len(tiles) == 1:
+                stats = list(stats)
                 self._find_alpha(group.members, tiles)
-            self._divergence_pass(rows, self._alpha_of(group, number), stats)
+            alpha = self.tokens.alpha_B[owners.to(rows.device)].unsqueeze(-1)
+            for block, known in zip(blocks(self.student[: len(rows)]), stats, strict=True):
+                self._divergence_pass(rows, block, alpha[block], known)
+            if any(self.job.needs):
+                scale = self.weights_N[rows].unsqueeze(-1) * self.kernel.factor(alpha)
+                self._add_gradients(rows, self.student[: len(rows)], scale)
 
-    def _alpha_of(self, group: Group, number: int) -> Tensor:
-        """Alpha (n, 1) of the rows of one tile."""
-        owners = group.owners[number].to(self.teacher.device)
-        return self.tokens.alpha_B[owners].unsqueeze(-1)
+    def _label_passes(self, rows: Tensor) -> Iterator[PairStats]:
+        """Logits of a tile into the buffers; then, block by block: normalised, and what is known before alpha.
 
-    def _label_pass(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of a tile, normalised in the buffers, and the labels' log-probabilities; -> student log Z, labels."""
+        Lazy, so that with a known alpha a block goes on to its divergence while it is in the cache.
+        """
         job, count = self.job, len(rows)
         teacher = self.projectors[0].logits(job.responses.teacher_ND[rows], self.teacher[:count])
         student = self.projectors[1].logits(job.responses.student_ND[rows], self.student[:count])
-        labels, log_z = job.responses.labels_N[rows].unsqueeze(-1), student.new_empty((count, 1))
-        space = self.kernel.log_space
         for block in blocks(student):
             at = rows[block]
-            self.tokens.agree_N[at] = top_agree(teacher[block], student[block])
-            self.tokens.teacher_logp_N[at] = normalise(teacher[block], labels[block], log_space=space).label_logp[:, 0]
-            stats = normalise(student[block], labels[block], log_space=space)
-            self.tokens.student_logp_N[at], log_z[block] = stats.label_logp[:, 0], stats.log_z
-        return log_z, labels
+            labels = job.responses.labels_N[at].unsqueeze(-1)
+            stats = normalise_pair(teacher[block], student[block], labels, log_space=self.kernel.log_space)
+            self.tokens.teacher_logp_N[at] = stats.teacher_logp.squeeze(-1)
+            self.tokens.student_logp_N[at] = stats.student_logp.squeeze(-1)
+            self.tokens.agree_N[at] = stats.agree.squeeze(-1)
+            yield stats
 
     def _find_alpha(self, members: list[int], tiles: list[Tensor]) -> None:
         """Ask the rule, with the mean log-probabilities of the group's responses, over the same tokens as the loss."""
@@ -225,29 +229,24 @@ class _Sweep:
         alpha = self.job.alpha(means[0], means[1], self.job.responses.from_student_B[members])
         self.tokens.alpha_B[members] = alpha.to(self.dtype)
 
-    def _divergence_pass(self, rows: Tensor, alpha: Tensor, stats: tuple[Tensor, Tensor]) -> None:
-        """Divergence of a normalised tile, and its share of the gradients."""
-        count, (log_z, labels) = len(rows), stats
-        teacher, student = self.teacher[:count], self.student[:count]
-        for block in blocks(student):
-            size = len(student[block])
-            self.tokens.divergence_N[rows[block]] = self.kernel.run(
-                Block(
-                    teacher=teacher[block],
-                    student=student[block],
-                    alpha=alpha[block],
-                    labels=labels[block],
-                    student_label_logp=self.tokens.student_logp_N[rows[block]].unsqueeze(-1),
-                    scratch=(self.scratch[0][:size], self.scratch[1][:size]),
-                    student_log_z=log_z[block],
-                    soft_cap=self.job.student_head.soft_cap,
-                    detached=self.job.mix_grad == "detached",
-                    gradient=any(self.job.needs),
-                )
-            ).squeeze(-1)
-        if any(self.job.needs):
-            scale = self.weights_N[rows].unsqueeze(-1) * self.kernel.factor(alpha)
-            self._add_gradients(rows, student, scale)
+    def _divergence_pass(self, rows: Tensor, block: slice, alpha: Tensor, stats: PairStats) -> None:
+        """Divergence of a normalised block of a tile; its rows of the student's buffer become the gradient."""
+        at = rows[block]
+        value = self.kernel.run(
+            Block(
+                teacher=self.teacher[: len(rows)][block],
+                student=self.student[: len(rows)][block],
+                alpha=alpha,
+                labels=self.job.responses.labels_N[at].unsqueeze(-1),
+                student_label_logp=stats.student_logp,
+                student_log_z=stats.student_log_z,
+                scratch=(self.scratch[0][: len(at)], self.scratch[1][: len(at)]),
+                soft_cap=self.job.student_head.soft_cap,
+                detached=self.job.mix_grad == "detached",
+                gradient=any(self.job.needs),
+            )
+        )
+        self.tokens.divergence_N[at] = value.squeeze(-1)
 
     def _add_gradients(self, rows: Tensor, student: Tensor, scale: Tensor) -> None:
         """From a tile's dL/dy, still without its per-row scale, to the gradients asked for."""

@@ -16,13 +16,6 @@ import torch
 from torch import Tensor
 
 
-class Stats(NamedTuple):
-    """Per row (N, 1): log-sum-exp of the logits, and log-probability of the label."""
-
-    log_z: Tensor
-    label_logp: Tensor
-
-
 @dataclass(frozen=True)
 class Block:
     """What a kernel works on. `teacher`, `student`: (N, V), overwritten; `scratch`: two buffers (N, V)."""
@@ -54,29 +47,36 @@ class Kernel:
     needs_alpha: bool = True
 
 
-def top_agree(teacher: Tensor, student: Tensor) -> Tensor:
-    """Whether both rows (N, V) have their largest logit at the same id: (N,) bool. A tie in the teacher's counts."""
-    top = student.max(-1, keepdim=True).indices
-    return (teacher.gather(-1, top) == teacher.amax(-1, keepdim=True)).squeeze(-1)
+class PairStats(NamedTuple):
+    """Of N rows of both models, each (N, 1), taken before the logits were overwritten."""
+
+    teacher_logp: Tensor  # of the label
+    student_logp: Tensor
+    student_log_z: Tensor
+    agree: Tensor  # bool: the student's first choice is the teacher's (or ties with it)
 
 
-def normalise(logits: Tensor, labels: Tensor, *, log_space: bool) -> Stats:
-    """Turn logits (N, V) into probabilities, or log-probabilities, in place; labels (N, 1).
+def normalise(logits: Tensor, top: Tensor, *, log_space: bool) -> Tensor:
+    """Turn logits (N, V) with largest entries `top` (N, 1) into (log-)probabilities, in place; -> log Z (N, 1).
 
-    Log-probabilities of labels are formed from the logits, so they do not underflow.
+    One fused pass of torch's softmax; log Z comes from the largest entry, which cannot underflow.
     """
-    top = logits.amax(-1, keepdim=True)
-    label_logit = logits.gather(-1, labels)
-    logits.sub_(top)
     if log_space:
-        log_sum = torch.logsumexp(logits, -1, keepdim=True)
-        logits.sub_(log_sum)
-    else:
-        total = logits.exp_().sum(-1, keepdim=True)
-        logits.mul_(total.reciprocal())
-        log_sum = total.log()
-    log_z = top + log_sum
-    return Stats(log_z, label_logit - log_z)
+        torch.log_softmax(logits, -1, out=logits)
+        return top - logits.amax(-1, keepdim=True)
+    torch.softmax(logits, -1, out=logits)
+    return top - logits.amax(-1, keepdim=True).log()
+
+
+def normalise_pair(teacher: Tensor, student: Tensor, labels: Tensor, *, log_space: bool) -> PairStats:
+    """`normalise` for both models' logits (N, V), in place; labels (N, 1)."""
+    student_top, choice = student.max(-1, keepdim=True)
+    teacher_top = teacher.amax(-1, keepdim=True)
+    agree = teacher.gather(-1, choice) == teacher_top
+    student_label, teacher_label = student.gather(-1, labels), teacher.gather(-1, labels)
+    student_log_z = normalise(student, student_top, log_space=log_space)
+    teacher_log_z = normalise(teacher, teacher_top, log_space=log_space)
+    return PairStats(teacher_label - teacher_log_z, student_label - student_log_z, student_log_z, agree)
 
 
 def floor_of(dtype: torch.dtype) -> float:

@@ -12,7 +12,7 @@ from hubdistill.losses.head import compute_dtype
 
 CPU_BUDGET = 256 * 2**20  # bytes of both logit buffers; 128 MiB each keeps the matrix products efficient
 DEVICE_BUDGET = 2**30  # an accelerator needs more rows a tile, or it waits for the head's weights
-BLOCK_ENTRIES = 2**18  # of an inner block on CPU: 1 MiB of float32 per buffer, which a core's cache holds
+BLOCK_ENTRIES = 2**20  # of an inner block on CPU: small enough for the cache, large enough for several threads
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def find_model(spec: ModelSpec, base_dir: Path, *, offline: bool = False) -> Mod
     """
     if spec.model.startswith(PYPI):
         return _pypi(spec)
-    if spec.model.startswith(("./", "../", "/", "~")) or (base_dir / spec.model / "config.json").is_file():
+    if spec.model.startswith(("./", "../", "/", "~")):
         return _local(spec, base_dir)
     return _hub(spec, offline)
 
@@ -95,7 +95,7 @@ def _pypi(spec: ModelSpec) -> ModelFacts:
 
 def _hub(spec: ModelSpec, offline: bool) -> ModelFacts:
     from huggingface_hub import HfApi, constants, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     from hubdistill.hub_errors import hub_problem
 
@@ -104,14 +104,14 @@ def _hub(spec: ModelSpec, offline: bool) -> ModelFacts:
     try:
         if not (offline or constants.HF_HUB_OFFLINE):
             info = HfApi().model_info(spec.model, revision=spec.revision)
-            commit, card = str(info.sha), dict(info.card_data or {})
+            commit, card = str(info.sha), info.card_data.to_dict() if info.card_data else {}
             _refuse_pickles(spec, [file.rfilename for file in info.siblings or []])
         path = Path(hf_hub_download(spec.model, "config.json", revision=commit, local_files_only=offline))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as problem:
         if not offline:
             raise HubError(f"{spec.model}: not in the cache and the Hub cannot be reached; go online, or use `plan --offline`") from problem
         return ModelFacts(reference=spec.model, kind="hub", location=spec.model, commit=NOT_RESOLVED, config={}, license={})
-    except (HfHubHTTPError, ValueError, OSError) as problem:
+    except (HTTPError, ValueError, OSError) as problem:
         raise hub_problem(problem, f"model {spec.model}", spec.revision) from problem
     if not (card or offline):
         commit = path.parent.name if len(path.parent.name) == 40 else commit

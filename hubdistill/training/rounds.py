@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hubdistill.errors import TrainingError
@@ -84,6 +84,7 @@ def train_round(model: PeftModel, pairs: Pairs, distillation: Distillation, spec
         optimizer_state=torch.load(files.previous / OPTIMIZER, weights_only=True) if files.previous else None,
         callbacks=[RoundBookkeeping(curriculum, files.folder / "metrics.jsonl", position.round, progress)],
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
     curriculum.reduce = lambda sums: trainer.accelerator.reduce(sums.to(trainer.args.device), reduction="sum")
     outcome = trainer.train(resume_from_checkpoint=last)
     curriculum.end_round()

@@ -72,4 +72,4 @@ class RoundBookkeeping(TrainerCallback):
 
 def metrics_lines(rows: list[dict[str, Any]]) -> bytes:
     """Rows as JSON lines."""
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from hubdistill.errors import TrainingError
 from hubdistill.files import write_atomically
@@ -61,5 +61,6 @@ def warm_up(model: PeftModel, tokenizer: Any, rows: Sequence[Row], spec: WarmupS
                                    warmup_steps=0.1, save_strategy="no")  # fmt: skip
     config = SFTConfig(**arguments, completion_only_loss=True, max_length=None, packing=False, bf16=False)
     trainer = SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer, callbacks=[_Bookkeeping(files.metrics, progress)])
+    trainer.remove_callback(PrinterCallback)
     outcome = trainer.train()
     return {"steps": trainer.state.global_step, "loss": outcome.training_loss, "rows": len(rows)}
