@@ -8,7 +8,8 @@ Legend: B responses, N response tokens, V vocabulary, D hidden size. Values are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
