@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ from hubdistill.hub.secrets import redact
 
 T = TypeVar("T")
 log = logging.getLogger("hubdistill.hub")
-DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
+DELAYS: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
 LONGEST_WAIT = 60.0  # seconds of a Retry-After that are waited for
+CLIENT_RETRIES = ("/preupload/", "/info/lfs/", "/resolve/", "/tree/")  # paths that the client itself retries
 PASSING = (429, 500, 502, 503, 504)
 UNREAD = (429, 503)  # answers that mean the request was not carried out
 LOGIN = "Run `hf auth login` or set HF_TOKEN to a token with write access, then retry."
@@ -80,7 +82,7 @@ def explain(error: BaseException, repo: str, action: str) -> HubdistillError | N
     """The HubdistillError that says what `error` means; None where it is not about the Hub."""
     chain = list(causes(error))
     for one in chain:
-        for find in (_not_there, _from_response, _from_transport, _from_card):
+        for find in (_not_there, _from_storage, _from_response, _from_transport, _from_card):
             found = find(one, repo, action)
             if found is not None:
                 return found
@@ -156,13 +158,30 @@ def _from_response(error: BaseException, repo: str, action: str) -> HubdistillEr
 
 
 def _from_transport(error: BaseException, repo: str, action: str) -> HubdistillError | None:
-    if "xet" in str(error) and "-token/" in str(error) and not endpoint().endswith("huggingface.co"):
-        return HubError(
-            f"cannot {action}: {endpoint()} has no Xet storage for large files. Rerun with HF_HUB_DISABLE_XET=1 in the environment."
-        )
-    if is_transport(error) or ("xet" in str(error).lower() and isinstance(error, ConnectionError)):
+    if is_transport(error):
         return HubError(
             f"cannot {action}: {endpoint()} could not be reached ({type(error).__name__}). Check the connection and HF_ENDPOINT, then retry."
+        )
+    return None
+
+
+def _from_storage(error: BaseException, repo: str, action: str) -> HubdistillError | None:
+    """Failures of the storage for large files: Xet reports them in words only, LFS as an answer from another host."""
+    said = str(error)
+    status = re.search(r"\((\d{3})\b", said)
+    if isinstance(error, (ConnectionError, RuntimeError)) and ("xet" in said.lower() or "CAS Client" in said):
+        if status and status[1] == "404" and "-token/" in said and not endpoint().endswith("huggingface.co"):
+            return HubError(
+                f"cannot {action}: {endpoint()} has no Xet storage for large files. Rerun with HF_HUB_DISABLE_XET=1 in the environment."
+            )
+        what = f"HTTP {status[1]}" if status else "no connection"
+        return HubError(
+            f"cannot {action}: the Xet storage for large files failed ({what}). Retry; if it fails again, rerun with HF_HUB_DISABLE_XET=1 in the environment."
+        )
+    code = status_of(error)
+    if code is not None and code < 500 and _is_elsewhere(error):
+        return HubError(
+            f"cannot {action}: the storage for large files refused it (HTTP {code}). Retry; the upload link may have expired."
         )
     return None
 
@@ -194,6 +213,25 @@ def is_unreachable(error: BaseException) -> bool:
     return isinstance(first, OfflineModeIsEnabled) or is_transport(first) or (status_of(first) or 0) >= 500
 
 
+def _url_of(error: BaseException) -> str:
+    """The address that was asked; empty where the error does not know it."""
+    try:  # the client's own errors know only the response, the transport's only the request
+        request = getattr(error, "response", error).request  # type: ignore[union-attr]
+    except (AttributeError, RuntimeError):  # no HTTP error, or one that was raised before there was a request
+        return ""
+    return str(request.url)
+
+
+def _is_elsewhere(error: BaseException) -> bool:
+    url = _url_of(error)
+    return bool(url) and urlsplit(url).netloc != urlsplit(endpoint()).netloc
+
+
+def _client_retried(error: BaseException) -> bool:
+    """Whether the client has repeated the request itself, five times over 23 seconds; ours would multiply that."""
+    return _is_elsewhere(error) or any(part in urlsplit(_url_of(error)).path for part in CLIENT_RETRIES)
+
+
 def _first_answer(error: BaseException) -> BaseException:
     """The first error of the chain that says what happened on the wire; `error` itself where none does."""
     from huggingface_hub.errors import OfflineModeIsEnabled
@@ -223,6 +261,8 @@ def retrying(call: Callable[[], T], *, delays: Sequence[float] | None = None, st
 
 def _wait(error: BaseException, delay: float, statuses: Sequence[int]) -> float | None:
     answer = _first_answer(error)
+    if _client_retried(answer):
+        return None
     if status_of(answer) in statuses:
         after = answer.response.headers.get("retry-after", "")  # type: ignore[attr-defined]
         return min(max(float(after), delay), LONGEST_WAIT) if after.isdigit() else delay

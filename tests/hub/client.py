@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -18,7 +19,7 @@ from urllib.request import Request, urlopen
 from hubdistill.errors import HubdistillError
 from hubdistill.hub import access, base_publish, failures, licenses, publish, pull
 
-CALLS = {
+CALLS: dict[str, Callable[..., Any]] = {
     "check_access": access.check_access,
     "preview": publish.preview,
     "push": publish.push,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_a_plain_adapter_passes(tmp_path):
     assert check_adapter(lay_out(tmp_path, safetensors(mixed), rank_pattern={"x": 2})).rank == 4
 
 
-BAD_CONFIGS = {
+BAD_CONFIGS: dict[str, list[Any]] = {
     "peft_type": ["IA3", None, "lora"],
     "r": [0, -1, True, 4.0, "4", 10**9, None],
     "lora_alpha": ["8", float("inf"), True],

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.hub.conftest import ALICE, BASE, BOB, COMMIT, READER
@@ -281,3 +283,29 @@ def test_unencrypted_endpoint_is_named():
         warning(url) is None
         for url in ("https://huggingface.co", "http://127.0.0.1:8900", "http://localhost:1", "http://[::1]:8")
     )
+
+
+def test_storage_that_fails(hub, client, staged, storage):
+    """The client repeats storage requests itself for 23 seconds; here it is refused, which it does not repeat."""
+    hub.state.faults.append({"path": "/_lfs/|/_xet/", "status": 403, "times": 1000})
+    (refused,), _ = client([push("org/store", staged)], **storage)
+    assert refused["error"] == "HubError"
+    assert "large files" in refused["message"]
+    assert "HTTP 403" in refused["message"]
+    hub.state.faults[:] = [{"path": "xet-write-token|objects/batch", "status": 401, "times": 1000}]
+    (token,), _ = client([push("org/store", staged)], **storage)
+    assert "HF_HUB_DISABLE_XET" in token["message"] if not storage else "invalid or has expired" in token["message"]
+    assert "no Xet storage" not in token["message"]
+    hub.state.faults.clear()
+    (done,), _ = client([push("org/store", staged)], **storage)
+    assert set(tree(hub, "org/store")) == EXPECTED
+    assert "ok" in done
+
+
+@pytest.mark.slow
+def test_storage_that_stays_down_ends_in_words(hub, client, staged):
+    hub.state.faults.append({"path": "/_lfs/", "status": 500, "times": 1000})
+    began = time.monotonic()
+    (failed,), _ = client([push("org/store", staged)], HF_HUB_DISABLE_XET="1")
+    assert "HTTP 500" in failed["message"]
+    assert time.monotonic() - began < 60  # once through the client's own retries, not once for each of ours

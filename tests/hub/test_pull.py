@@ -125,7 +125,7 @@ def test_damaged_weights_in_the_cache_are_fetched_again(hub, client, staged, mod
     assert "is damaged and is fetched again" in log
 
 
-HOSTILE = {
+HOSTILE: dict[str, tuple[dict[str, bytes | None], str]] = {
     "pickle": ({"adapter_model.safetensors": None, "adapter_model.bin": b"\x80\x04"}, "can run code when it loads"),
     "traversal": ({"../evil.txt": b"x"}, "outside the folder"),
     "windows-traversal": ({"a\\..\\..\\evil.txt": b"x"}, "outside the folder"),
@@ -219,3 +219,11 @@ def test_output_never_replaces_other_files(tmp_path):
     pull(str(source), output=tmp_path / "out")  # ours may be replaced
     assert not (tmp_path / "out" / "chat_template.jinja").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out", "taken"]  # no leftovers
+
+
+def test_storage_that_fails_while_pulling(hub, client, staged, storage):
+    client([{"call": "push", "kwargs": {"folder": str(staged), "repo": "org/good"}}], **storage)
+    hub.state.faults.append({"path": "/_cdn/|/_xet/|/_xorb/", "status": 403, "times": 1000})
+    (failed,), _ = client([fetch("org/good")], home="empty", **storage)
+    assert failed["error"] == "HubError"
+    assert "HTTP 403" in failed["message"]
