@@ -56,16 +56,15 @@ class PairStats(NamedTuple):
     agree: Tensor  # bool: the student's first choice is the teacher's (or ties with it)
 
 
-def normalise(logits: Tensor, top: Tensor, *, log_space: bool) -> Tensor:
+def normalise(logits: Tensor, top: Tensor, choice: Tensor | None = None, *, log_space: bool) -> Tensor:
     """Turn logits (N, V) with largest entries `top` (N, 1) into (log-)probabilities, in place; -> log Z (N, 1).
 
-    One fused pass of torch's softmax; log Z comes from the largest entry, which cannot underflow.
+    One fused pass of torch's softmax; log Z comes from the largest entry, which cannot underflow. `choice` (N, 1) is
+    where it lies, if that is known.
     """
-    if log_space:
-        torch.log_softmax(logits, -1, out=logits)
-        return top - logits.amax(-1, keepdim=True)
-    torch.softmax(logits, -1, out=logits)
-    return top - logits.amax(-1, keepdim=True).log()
+    (torch.log_softmax if log_space else torch.softmax)(logits, -1, out=logits)
+    largest = logits.amax(-1, keepdim=True) if choice is None else logits.gather(-1, choice)
+    return top - (largest if log_space else largest.log())
 
 
 def normalise_pair(teacher: Tensor, student: Tensor, labels: Tensor, *, log_space: bool) -> PairStats:
@@ -74,7 +73,7 @@ def normalise_pair(teacher: Tensor, student: Tensor, labels: Tensor, *, log_spac
     teacher_top = teacher.amax(-1, keepdim=True)
     agree = teacher.gather(-1, choice) == teacher_top
     student_label, teacher_label = student.gather(-1, labels), teacher.gather(-1, labels)
-    student_log_z = normalise(student, student_top, log_space=log_space)
+    student_log_z = normalise(student, student_top, choice, log_space=log_space)
     teacher_log_z = normalise(teacher, teacher_top, log_space=log_space)
     return PairStats(teacher_label - teacher_log_z, student_label - student_log_z, student_log_z, agree)
 
