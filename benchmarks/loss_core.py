@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 
 from hubdistill.losses.chunked import Head, Responses, chunked_divergence
+from hubdistill.losses.head import compute_dtype
 from hubdistill.losses.tiles import tile_rows
 
 MIB = 2**20
-RESPONSE = 128  # tokens per response; half of them are the teacher's
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Inputs:
     def first(self, tokens: int) -> Inputs:
         """The same with the first rows alone."""
         old = self.responses
-        count = tokens // min(RESPONSE, tokens)
+        length = int(torch.as_tensor(old.lengths_B)[0])
+        count = max(1, tokens // length)
         new = Responses(
             old.student_ND.detach()[:tokens].requires_grad_(),
             old.teacher_ND[:tokens],
@@ -65,18 +66,21 @@ class Inputs:
         return Inputs(new, self.student, self.teacher, self.weights[:tokens])
 
 
-def make_inputs(tokens: int, vocab: int, width: int, dtype: torch.dtype) -> Inputs:
-    """Inputs of one shape, the same on every call."""
+def make_inputs(tokens: int, vocab: int, width: int, dtype: torch.dtype, response: int = 128) -> Inputs:
+    """Inputs of one shape, the same on every call; every second response of `response` tokens is the student's."""
     torch.manual_seed(0)
 
     def normal(rows: int, scale: float) -> Tensor:
         return torch.randn(rows, width, dtype=dtype).mul_(scale)
 
-    count = max(2, tokens // RESPONSE)
+    count = max(2, tokens // response)
     lengths = [tokens // count] * count
     flags = torch.arange(count) % 2 == 1
-    heads = [Head(normal(vocab, 3 / math.sqrt(width))) for _ in range(2)]
-    hidden = [normal(tokens, 1.0) for _ in range(2)]
+    # a teacher that shares most of its logits with the student, as after the warm-up
+    hidden = [normal(tokens, 1.0)]
+    hidden.append(normal(tokens, 0.4).add_(hidden[0], alpha=0.9))
+    heads = [Head(normal(vocab, 3 / math.sqrt(width)))]
+    heads.append(Head(normal(vocab, 0.4 * 3 / math.sqrt(width)).add_(heads[0].weight, alpha=0.9)))
     labels = torch.randint(0, vocab, (tokens,))
     responses = Responses(hidden[0].requires_grad_(), hidden[1], labels, lengths, flags)
     return Inputs(responses, heads[0], heads[1], torch.full((tokens,), 1 / tokens))
@@ -90,12 +94,11 @@ def floor(inputs: Inputs) -> None:
     rows = min(inputs.tokens, tile_rows(hidden_s, vocab, None, models=2))
     buffers = torch.empty(rows, vocab), torch.empty(rows, vocab)
     gradient = torch.empty_like(hidden_s)
-    for start in range(0, inputs.tokens, rows):
-        part = slice(start, min(start + rows, inputs.tokens))
-        size = part.stop - start
-        torch.mm(hidden_t[part], teacher.t(), out=buffers[0][:size])
-        torch.mm(hidden_s[part], student.t(), out=buffers[1][:size])
-        torch.mm(buffers[1][:size], student, out=gradient[part])
+    for part in torch.arange(inputs.tokens).tensor_split(-(-inputs.tokens // rows)):  # even tiles, as ours are
+        tile = slice(int(part[0]), int(part[-1]) + 1)
+        torch.mm(hidden_t[tile], teacher.t(), out=buffers[0][: len(part)])
+        torch.mm(hidden_s[tile], student.t(), out=buffers[1][: len(part)])
+        torch.mm(buffers[1][: len(part)], student, out=gradient[tile])
 
 
 UPCAST: dict[int, Tensor] = {}
@@ -126,8 +129,8 @@ def _ours(inputs: Inputs, alpha: Any) -> Tensor:
 def plain(inputs: Inputs) -> Tensor:
     """The released arithmetic written out plainly: full logits, log-softmax, both divergences on all rows, autograd."""
     hidden, alpha = inputs.responses.student_ND, 0.1
-    log_p = (inputs.responses.teacher_ND @ inputs.teacher.weight.t()).float().log_softmax(-1)
-    log_q = (hidden @ inputs.student.weight.t()).float().log_softmax(-1)
+    log_p = (inputs.responses.teacher_ND @ inputs.teacher.weight.t()).to(compute_dtype(hidden)).log_softmax(-1)
+    log_q = (hidden @ inputs.student.weight.t()).to(compute_dtype(hidden)).log_softmax(-1)
     mix_q = torch.logaddexp(log_p + math.log(alpha), log_q + math.log(1 - alpha))
     mix_p = torch.logaddexp(log_p + math.log(1 - alpha), log_q + math.log(alpha))
     skl = (log_p.exp() * (log_p - mix_q)).sum(-1)
@@ -196,7 +199,16 @@ def extra_memory(name: str, tokens: int, args: argparse.Namespace) -> float:
         "--width",
         str(args.width),
     ]
-    command += ["--dtype", args.dtype, "--threads", str(args.threads), "--peak-of", name]
+    command += [
+        "--response",
+        str(args.response),
+        "--dtype",
+        args.dtype,
+        "--threads",
+        str(args.threads),
+        "--peak-of",
+        name,
+    ]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -204,7 +216,7 @@ def print_peak(args: argparse.Namespace) -> None:
     """Child process: run one variant once and print how far it raised the peak. Imports and threads come first."""
     run = VARIANTS[args.peak_of][1]
     run(make_inputs(8, 64, 8, getattr(torch, args.dtype)))
-    inputs = make_inputs(args.tokens, args.vocab, args.width, getattr(torch, args.dtype))
+    inputs = make_inputs(args.tokens, args.vocab, args.width, getattr(torch, args.dtype), args.response)
     for weight in (inputs.student.weight, inputs.teacher.weight):
         if args.peak_of == "floor":
             upcast(weight)
@@ -213,10 +225,20 @@ def print_peak(args: argparse.Namespace) -> None:
     print(peak_mib() - before)
 
 
-def disagreement(inputs: Inputs) -> float:
-    """Relative distance between our gradient and the plainly written one."""
-    expected, found = plain(inputs).double(), ours(inputs).double()
-    return float((found - expected).norm() / expected.norm())
+def to_float64(inputs: Inputs) -> Inputs:
+    """The same numbers in float64."""
+    old = inputs.responses
+    student = old.student_ND.detach().double().requires_grad_()
+    responses = replace(old, student_ND=student, teacher_ND=old.teacher_ND.double())
+    heads = [Head(head.weight.double()) for head in (inputs.student, inputs.teacher)]
+    return Inputs(responses, heads[0], heads[1], inputs.weights.double())
+
+
+def errors(args: argparse.Namespace) -> tuple[float, float]:
+    """Relative distance of our gradient, and of the plainly written one, from the latter in float64."""
+    inputs = make_inputs(256, min(args.vocab, 32768), args.width, getattr(torch, args.dtype))
+    exact = plain(to_float64(inputs))
+    return tuple(float((run(inputs).double() - exact).norm() / exact.norm()) for run in (ours, plain))  # type: ignore[return-value]
 
 
 def row(name: str, tokens: int, seconds: dict[str, float], args: argparse.Namespace) -> str:
@@ -231,6 +253,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=2048, help="response tokens N")
     parser.add_argument("--vocab", type=int, default=151936, help="vocabulary V")
     parser.add_argument("--width", type=int, default=896, help="hidden size D of both models")
+    parser.add_argument("--response", type=int, default=128, help="tokens per response")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument(
         "--plain-tokens", type=int, default=512, help="tokens of the full-logit variant, which needs about 8 MiB each"
@@ -251,7 +274,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.peak_of:
         return print_peak(args)
-    inputs = make_inputs(args.tokens, args.vocab, args.width, getattr(torch, args.dtype))
+    inputs = make_inputs(args.tokens, args.vocab, args.width, getattr(torch, args.dtype), args.response)
     print(f"{date.today()}, {args.threads} threads, {platform.machine()}, torch {torch.__version__}, {args.dtype}, "
           f"V={args.vocab}, D={args.width}, {args.repeats} repeats\n")  # fmt: skip
     print("| variant | tokens | CPU time | against the floor | extra memory |\n|---|---|---|---|---|")
@@ -268,10 +291,8 @@ def main() -> None:
         for name in names:
             print(row(name, short, seconds, args), flush=True)
     if "plain" not in args.skip:
-        small = inputs.first(min(256, args.tokens))
-        print(
-            f"\nGradient against the plainly written one, {small.tokens} tokens: relative distance {disagreement(small):.1e}"
-        )
+        mine, theirs = errors(args)
+        print(f"\nGradient against float64, relative distance: hubdistill {mine:.1e}, written out plainly {theirs:.1e}")
     return None
 
 
