@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hubdistill.losses.head import Head, Projector, compute_dtype
 from hubdistill.losses.rows import KERNELS, Block, PairStats, normalise_pair
-from hubdistill.losses.tiles import Group, block_rows, blocks, groups, tile_rows
+from hubdistill.losses.tiles import Group, Tile, block_rows, blocks, groups, tile_rows
 
 __all__ = ["AlphaRule", "Head", "Responses", "Tokens", "chunked_divergence", "label_logps"]
 
@@ -140,11 +140,9 @@ def _work(job: _Job) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
     """(loss, *Tokens' fields), and the gradients of loss for hidden states, head weight and head bias."""
     with torch.autocast(job.responses.student_ND.device.type, enabled=False):
         sweep = _Sweep(job)
-        for side, kind in enumerate(job.kinds):
-            sweep.kernel = KERNELS[kind]
-            members = sweep.members(student=bool(side))
-            for group in groups(members, job.lengths, sweep.rows, whole=callable(job.alpha)):
-                sweep.group(group)
+        flags = [bool(flag) for flag in job.responses.from_student_B.tolist()]
+        for group in groups(job.lengths, flags, sweep.rows, whole=callable(job.alpha)):
+            sweep.group(group)
     tokens = sweep.tokens
     loss = torch.dot(tokens.divergence_N, sweep.weights_N)
     fields = (tokens.divergence_N, tokens.teacher_logp_N, tokens.student_logp_N, tokens.alpha_B, tokens.agree_N)
@@ -156,8 +154,7 @@ class _Sweep:
 
     def __init__(self, job: _Job):
         self.job, hidden = job, job.responses.student_ND
-        self.kernel = KERNELS[job.kinds[0]]
-        self.flags = [bool(flag) for flag in job.responses.from_student_B.tolist()]
+        self.kernels = tuple(KERNELS[kind] for kind in job.kinds)
         self.dtype, size = compute_dtype(hidden), job.student_head.weight.shape[0]
         count, self.rows = len(hidden), tile_rows(hidden, size, job.budget_bytes, models=2)
         tile = min(self.rows, count)
@@ -177,77 +174,75 @@ class _Sweep:
             for need, t in zip(job.needs, shapes, strict=True)
         )
 
-    def members(self, *, student: bool) -> list[int]:
-        """Numbers of the responses from the student, or of those from the teacher."""
-        return [b for b, flag in enumerate(self.flags) if flag == student]
-
     def group(self, group: Group) -> None:
         """Alpha of the group's responses, then the divergence and gradient of its rows."""
-        tiles = [rows.to(self.teacher.device) for rows in group.tiles]
         if not callable(self.job.alpha):
             self.tokens.alpha_B[group.members] = self.job.alpha
-        elif len(tiles) > 1:  # alpha has to be known before the first row, and the buffers hold one tile
-            for rows in tiles:
-                deque(self._label_passes(rows), maxlen=0)
-            self._find_alpha(group.members, tiles)
-        for rows, owners in zip(tiles, group.owners, strict=True):
-            stats: Iterable[PairStats] = self._label_passes(rows)
-            if callable(self.job.alpha) and len(tiles) == 1:
+        elif len(group.tiles) > 1:  # alpha has to be known before the first row, and the buffers hold one tile
+            for tile in group.tiles:
+                deque(self._label_passes(tile), maxlen=0)
+            self._find_alpha(group)
+        for tile in group.tiles:
+            stats: Iterable[PairStats] = self._label_passes(tile)
+            if callable(self.job.alpha) and len(group.tiles) == 1:
                 stats = list(stats)
-                self._find_alpha(group.members, tiles)
-            alpha = self.tokens.alpha_B[owners.to(rows.device)].unsqueeze(-1)
-            for block, known in zip(blocks(self.student[: len(rows)]), stats, strict=True):
-                self._divergence_pass(rows, block, alpha[block], known)
-            if any(self.job.needs):
-                scale = self.weights_N[rows].unsqueeze(-1) * self.kernel.factor(alpha)
-                self._add_gradients(rows, self.student[: len(rows)], scale)
+                self._find_alpha(group)
+            self._divergence_passes(tile, stats)
 
-    def _label_passes(self, rows: Tensor) -> Iterator[PairStats]:
+    def _label_passes(self, tile: Tile) -> Iterator[PairStats]:
         """Logits of a tile into the buffers; then, block by block: normalised, and what is known before alpha.
 
         Lazy, so that with a known alpha a block goes on to its divergence while it is in the cache.
         """
-        job, count = self.job, len(rows)
-        teacher = self.projectors[0].logits(job.responses.teacher_ND[rows], self.teacher[:count])
-        student = self.projectors[1].logits(job.responses.student_ND[rows], self.student[:count])
-        for block in blocks(student):
+        job, rows = self.job, tile.rows.to(self.teacher.device)
+        teacher = self.projectors[0].logits(job.responses.teacher_ND[rows], self.teacher[: len(rows)])
+        student = self.projectors[1].logits(job.responses.student_ND[rows], self.student[: len(rows)])
+        for side, block in tile.blocks(student):
             at = rows[block]
             labels = job.responses.labels_N[at].unsqueeze(-1)
-            stats = normalise_pair(teacher[block], student[block], labels, log_space=self.kernel.log_space)
+            stats = normalise_pair(teacher[block], student[block], labels, log_space=self.kernels[side].log_space)
             self.tokens.teacher_logp_N[at] = stats.teacher_logp.squeeze(-1)
             self.tokens.student_logp_N[at] = stats.student_logp.squeeze(-1)
             self.tokens.agree_N[at] = stats.agree.squeeze(-1)
             yield stats
 
-    def _find_alpha(self, members: list[int], tiles: list[Tensor]) -> None:
+    def _find_alpha(self, group: Group) -> None:
         """Ask the rule, with the mean log-probabilities of the group's responses, over the same tokens as the loss."""
-        rows, lengths = torch.cat(tiles), [self.job.lengths[b] for b in members]
+        rows = torch.cat([tile.rows for tile in group.tiles]).to(self.teacher.device)
+        lengths = [self.job.lengths[b] for b in group.members]
         means = [
             torch.stack([part.mean() for part in logp[rows].split(lengths)]).float()
             for logp in (self.tokens.teacher_logp_N, self.tokens.student_logp_N)
         ]
         assert callable(self.job.alpha)
-        alpha = self.job.alpha(means[0], means[1], self.job.responses.from_student_B[members])
-        self.tokens.alpha_B[members] = alpha.to(self.dtype)
+        alpha = self.job.alpha(means[0], means[1], self.job.responses.from_student_B[group.members])
+        self.tokens.alpha_B[group.members] = alpha.to(self.dtype)
 
-    def _divergence_pass(self, rows: Tensor, block: slice, alpha: Tensor, stats: PairStats) -> None:
-        """Divergence of a normalised block of a tile; its rows of the student's buffer become the gradient."""
-        at = rows[block]
-        value = self.kernel.run(
-            Block(
-                teacher=self.teacher[: len(rows)][block],
-                student=self.student[: len(rows)][block],
-                alpha=alpha,
-                labels=self.job.responses.labels_N[at].unsqueeze(-1),
-                student_label_logp=stats.student_logp,
-                student_log_z=stats.student_log_z,
-                scratch=(self.scratch[0][: len(at)], self.scratch[1][: len(at)]),
-                soft_cap=self.job.student_head.soft_cap,
-                detached=self.job.mix_grad == "detached",
-                gradient=any(self.job.needs),
+    def _divergence_passes(self, tile: Tile, stats: Iterable[PairStats]) -> None:
+        """Divergence of a tile's blocks; the student's buffer becomes the gradient, and goes into the sums."""
+        device = self.teacher.device
+        rows, alpha = tile.rows.to(device), self.tokens.alpha_B[tile.owners.to(device)].unsqueeze(-1)
+        scale = self.weights_N[rows].unsqueeze(-1)
+        for (side, block), known in zip(tile.blocks(self.student), stats, strict=True):
+            at, kernel = rows[block], self.kernels[side]
+            value = kernel.run(
+                Block(
+                    teacher=self.teacher[block],
+                    student=self.student[block],
+                    alpha=alpha[block],
+                    labels=self.job.responses.labels_N[at].unsqueeze(-1),
+                    student_label_logp=known.student_logp,
+                    student_log_z=known.student_log_z,
+                    scratch=(self.scratch[0][: len(at)], self.scratch[1][: len(at)]),
+                    soft_cap=self.job.student_head.soft_cap,
+                    detached=self.job.mix_grad == "detached",
+                    gradient=any(self.job.needs),
+                )
             )
-        )
-        self.tokens.divergence_N[at] = value.squeeze(-1)
+            self.tokens.divergence_N[at] = value.squeeze(-1)
+            scale[block] *= kernel.factor(alpha[block])
+        if any(self.job.needs):
+            self._add_gradients(rows, self.student[: len(rows)], scale)
 
     def _add_gradients(self, rows: Tensor, student: Tensor, scale: Tensor) -> None:
         """From a tile's dL/dy, still without its per-row scale, to the gradients asked for."""
@@ -270,7 +265,7 @@ def _check(
     kinds: tuple[str, str],
 ) -> list[int]:
     """Lengths as a list; ValueError where the arguments do not fit each other."""
-    lengths = [int(n) for n in responses.lengths_B]
+    lengths = torch.as_tensor(responses.lengths_B).tolist()
     rows = {len(t) for t in (responses.student_ND, responses.teacher_ND, responses.labels_N, weights_N)}
     if rows != {sum(lengths)} or len(responses.from_student_B) != len(lengths):
         raise ValueError(

@@ -16,23 +16,42 @@ BLOCK_ENTRIES = 2**20  # of an inner block on CPU: small enough for the cache, l
 
 
 @dataclass(frozen=True)
+class Tile:
+    """Rows whose logits are in memory together; those of teacher responses come first."""
+
+    rows: Tensor  # row numbers
+    owners: Tensor  # the response of each row
+    teacher_rows: int
+
+    def blocks(self, buffer: Tensor) -> Iterator[tuple[int, slice]]:
+        """(side, slice of the tile) block by block; side 0 for teacher responses, 1 for student responses."""
+        for side, start, stop in ((0, 0, self.teacher_rows), (1, self.teacher_rows, len(self.rows))):
+            for block in blocks(buffer[start:stop]):
+                yield side, slice(start + block.start, min(start + block.stop, stop))
+
+
+@dataclass(frozen=True)
 class Group:
-    """Responses of one kind whose alpha is found together. More than one tile only where they do not fit one."""
+    """Responses whose alpha is found together. More than one tile only where they do not fit one."""
 
     members: list[int]  # responses
-    tiles: list[Tensor]  # row numbers
-    owners: list[Tensor]  # the response of each row of a tile
+    tiles: list[Tile]
 
 
-def groups(members: list[int], lengths: list[int], rows: int, *, whole: bool) -> Iterator[Group]:
-    """Cut the rows of responses `members` into tiles of at most `rows` rows, evenly; whole responses if `whole`."""
+def groups(lengths: list[int], flags: list[bool], rows: int, *, whole: bool) -> Iterator[Group]:
+    """Cut all rows into tiles of at most `rows` rows, evenly; whole responses if `whole`. `flags`: from the student.
+
+    Both kinds of responses share tiles: the products do not care, and larger ones are faster.
+    """
     starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
-    packs = _packs(members, lengths, rows) if whole else [members]
+    order = sorted(range(len(lengths)), key=flags.__getitem__)
+    packs = _packs(order, lengths, rows) if whole else [order]
     for pack in filter(None, packs):
         index = torch.cat([torch.arange(starts[b], starts[b + 1]) for b in pack])
         owners = torch.tensor(pack).repeat_interleave(torch.tensor([lengths[b] for b in pack]))
         parts = -(-len(index) // rows)
-        yield Group(pack, list(index.tensor_split(parts)), list(owners.tensor_split(parts)))
+        cut = zip(index.tensor_split(parts), owners.tensor_split(parts), strict=True)
+        yield Group(pack, [Tile(part, whose, sum(not flags[b] for b in whose.tolist())) for part, whose in cut])
 
 
 def _packs(members: list[int], lengths: list[int], rows: int) -> list[list[int]]:
