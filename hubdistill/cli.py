@@ -252,12 +252,13 @@ def _calm_libraries() -> None:
     import logging
     import warnings
 
+    from hubdistill.hub.failures import hub_token
     from hubdistill.hub.secrets import RedactingFilter
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     handler = logging.StreamHandler()
-    handler.addFilter(RedactingFilter())
+    handler.addFilter(RedactingFilter(hub_token()))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     if os.environ.get("HUBDISTILL_DEBUG") == "1":
         return
@@ -278,6 +279,13 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def _complain(text: str) -> None:
+    from hubdistill.hub.failures import hub_token
+    from hubdistill.hub.secrets import redact
+
+    _say(redact(text, hub_token()))
+
+
 def main() -> None:
     """Entry point. Exit codes: 0 ok, 1 training failed, 2 user error, 130 interrupted; no traceback unless HUBDISTILL_DEBUG=1."""
     try:
@@ -285,9 +293,7 @@ def main() -> None:
     except HubdistillError as problem:
         if os.environ.get("HUBDISTILL_DEBUG") == "1":
             raise
-        from hubdistill.hub.secrets import redact
-
-        _say(redact(str(problem), os.environ.get("HF_TOKEN")))
+        _complain(str(problem))
         sys.exit(problem.exit_code)
     except KeyboardInterrupt:
         _say(f"\nInterrupted; finished stages are kept. To go on: {' '.join(['hubdistill', *sys.argv[1:]])}")
@@ -295,7 +301,5 @@ def main() -> None:
     except Exception as problem:
         if os.environ.get("HUBDISTILL_DEBUG") == "1":
             raise
-        from hubdistill.hub.secrets import redact
-
-        _say(redact(f"Unexpected {type(problem).__name__}: {problem}\nRun again with HUBDISTILL_DEBUG=1 for the traceback, and report it.", os.environ.get("HF_TOKEN")))
+        _complain(f"Unexpected {type(problem).__name__}: {problem}\nRun again with HUBDISTILL_DEBUG=1 for the traceback, and report it.")
         sys.exit(1)

@@ -83,15 +83,18 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def check_adapter(folder: Path) -> AdapterFacts:
-    """Check configuration and weights of the adapter in `folder`; raises InputError listing every problem."""
+def check_adapter(folder: Path, *, local: bool = False) -> AdapterFacts:
+    """Check configuration and weights of the adapter in `folder`; raises InputError listing every problem.
+
+    The base must be a Hub id; a `local` adapter, which is not published, may name a model folder of this machine.
+    """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise MissingError(
                 f"{folder} has no {name}, so it is not a LoRA adapter. Check the folder or the repository."
             )
     config = read_config(folder / CONFIG)
-    problems = list(_config_problems(config))
+    problems = list(_config_problems(config, local))
     if not problems:
         problems = list(_weight_problems(folder / WEIGHTS, config))
     if problems:
@@ -110,7 +113,7 @@ def check_adapter(folder: Path) -> AdapterFacts:
     )
 
 
-def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
+def _config_problems(config: Mapping[str, Any], local: bool) -> Iterator[str]:
     if config.get("peft_type") != "LORA":
         yield f"{CONFIG}: peft_type: must be LORA, not {config.get('peft_type')!r}"
     base, revision, modules = (
@@ -118,7 +121,7 @@ def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
         config.get("revision"),
         config.get("target_modules"),
     )
-    if not is_hub_id(base):
+    if not is_hub_id(base) and not (local and isinstance(base, str) and (Path(base) / "config.json").is_file()):
         yield f"{CONFIG}: base_model_name_or_path: {base!r} is not a model on the Hub"
     if revision is not None and not (
         isinstance(revision, str) and re.fullmatch(r"\w[\w./-]*", revision) and ".." not in revision

@@ -58,7 +58,7 @@ def pull(ref: str, revision: str | None = None, output: Path | None = None, expe
         repo = _require_ref(ref)
         require_revision(revision)
         folder, commit = _download(repo, revision)
-    facts = check_adapter(folder)
+    facts = check_adapter(folder, local=repo is None)
     if expect_base is not None and facts.base != expect_base:
         raise InputError(
             f"{ref} is an adapter for {facts.base}, not for {expect_base}. Use it with {facts.base}, or pull another adapter."

@@ -51,7 +51,7 @@ def stage(
                 target.write_text(_own_config(read_config(source), base, base_commit), encoding="utf-8")
             else:
                 shutil.copyfile(source, target)
-        check_staged(new, token=token)
+        check_staged(new, token=token, local=local)
     return folder
 
 
@@ -80,8 +80,8 @@ def _own_config(config: Mapping[str, Any], base: str, commit: str | None) -> str
     return json.dumps(own, indent=2, sort_keys=True) + "\n"
 
 
-def check_staged(folder: Path, *, token: str | None = None) -> tuple[Path, ...]:
-    """The files of a staging folder, sorted; raises InputError unless all of them may be published."""
+def check_staged(folder: Path, *, token: str | None = None, local: bool = False) -> tuple[Path, ...]:
+    """The files of a staging folder, sorted; raises InputError unless all of them may be published (or, `local`, kept here)."""
     files = tuple(sorted(path for path in _walk(folder) if not path.is_dir()))
     names = {path.relative_to(folder).as_posix() for path in files}
     if extra := sorted(names - set(FILES)):
@@ -90,7 +90,7 @@ def check_staged(folder: Path, *, token: str | None = None) -> tuple[Path, ...]:
         )
     if CARD not in names:
         raise MissingError(f"{folder} has no {CARD}. Stage the run again: hubdistill card writes it.")
-    check_adapter(folder)
+    check_adapter(folder, local=local)
     texts = {path.relative_to(folder).as_posix(): readable(path) for path in files}
     refuse_secrets(texts, token=token)
     validate_card(texts[CARD])
@@ -106,17 +106,6 @@ def _walk(folder: Path) -> Iterator[Path]:
                 f"{path} is a symlink, and following it could publish another file. Replace it by the file itself."
             )
         yield path
-
-
-def local_publish(folder: Path, target: Path, *, token: str | None = None) -> Path:
-    """Without a token: put the staged files into the directory `target`, laid out as the repository would be; all or nothing."""
-    files = check_staged(folder, token=token)
-    with replacing(target) as new:
-        for source in files:
-            place = new / source.relative_to(folder)
-            place.parent.mkdir(exist_ok=True)
-            shutil.copyfile(source, place)
-    return target
 
 
 @contextmanager

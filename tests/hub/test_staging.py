@@ -11,7 +11,9 @@ import pytest
 
 from hubdistill.errors import InputError, MissingError, RunDirectoryError
 from hubdistill.hub.secrets import RedactingFilter, find_secrets
-from hubdistill.hub.staging import local_publish, stage
+from hubdistill.hub.publish import push
+from hubdistill.hub.pull import pull
+from hubdistill.hub.staging import stage
 from tests.hub.conftest import ALICE, BASE, COMMIT, WEIGHTS, config, safetensors
 from tests.hub.example_card import FACTS, render_card
 
@@ -63,8 +65,7 @@ def test_symlinks_are_refused_before_and_after_staging(run_files, staged, tmp_pa
     (staged / "hubdistill" / "run.json").unlink()
     (staged / "hubdistill" / "run.json").symlink_to(secret)
     with pytest.raises(InputError, match="symlink"):
-        local_publish(staged, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        push(staged, "alice/x")
 
 
 SECRETS = {
@@ -161,12 +162,21 @@ def test_staging_again_replaces_ours_and_never_another_folder(run_files, staged,
     assert (staged / "notes.txt").read_text() == "mine"
 
 
-def test_local_publish_is_all_or_nothing(staged, tmp_path):
-    target = local_publish(staged, tmp_path / "published" / "adapter")
-    names = {p.relative_to(staged): p.read_bytes() for p in staged.rglob("*") if p.is_file()}
-    assert {p.relative_to(target): p.read_bytes() for p in target.rglob("*") if p.is_file()} == names
-    (staged / "adapter_model.safetensors").write_bytes(b"damaged")
+def test_a_folder_that_stays_here_may_name_a_base_of_this_machine(run_files, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    folder = put_together(run_files, tmp_path / "hub", base=str(base), base_commit=None, local=True)
+    assert pull(str(folder)).base == str(base)
+    with pytest.raises(InputError, match="not a model on the Hub"):
+        push(folder, "alice/x")
+
+
+def test_staging_is_all_or_nothing(run_files, tmp_path):
+    folder = put_together(run_files, tmp_path / "published" / "adapter")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    run_files["adapter_model.safetensors"].write_bytes(b"damaged")
     with pytest.raises(InputError, match="damaged"):
-        local_publish(staged, target)
-    assert (target / "adapter_model.safetensors").read_bytes() != b"damaged"
-    assert [p.name for p in target.parent.iterdir()] == ["adapter"]
+        put_together(run_files, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
