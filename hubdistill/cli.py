@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from hubdistill.errors import HubdistillError, MissingError
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="hubdistill",
@@ -295,9 +298,10 @@ def main() -> None:
             raise
         _complain(str(problem))
         sys.exit(problem.exit_code)
-    except KeyboardInterrupt:
-        _say(f"\nInterrupted; finished stages are kept. To go on: {' '.join(['hubdistill', *sys.argv[1:]])}")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer ends an interrupted command with this code
+            _say(f"\nInterrupted; finished stages are kept. To go on: {shlex.join(['hubdistill', *sys.argv[1:]])}")
+        raise
     except Exception as problem:
         if os.environ.get("HUBDISTILL_DEBUG") == "1":
             raise

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 SKIPPED, REDONE = "skipped", "redone"
 
@@ -29,8 +29,9 @@ class ConsoleReporter:
         """A countable piece of work begins."""
         self.stop()
         self._tokens, self._began = 0, time.monotonic()
-        columns = (TextColumn("  {task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn(unit),
-                   TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+        # 80 columns in all, the width of a plain terminal and of a log.
+        columns = (TextColumn("  {task.description}"), BarColumn(bar_width=10), MofNCompleteColumn(), TextColumn(unit),
+                   TextColumn("{task.fields[rate]}"), TimeRemainingColumn(compact=True, elapsed_when_finished=True))  # fmt: skip
         self._bar = Progress(*columns, console=self.console, transient=False)
         self._bar.start()
         self._bar.add_task(label, total=total, rate="")
@@ -68,6 +69,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"rounds    {plan['rounds']} of {_at_most(steps)} steps of {plan['recipe']['train']['pairs_per_step']} pairs"
         f" ({plan['micro_batches_per_step']} micro-batches on {plan['processes']} process{'es' if plan['processes'] > 1 else ''})",
         f"vocabulary {plan['common_vocabulary'] or 'not compared'}",
+        "files     run directory: recipe.yaml plan.json prompts/ round_N/ warmup/ metrics.jsonl measurements.json README.md hub/",
         "",
         f"loss      {plan['loss']['name']}: " + ", ".join(f"{k} {v}" for k, v in plan["loss"].items() if k != "name"),
         "round     beta first  last   mean   alpha",

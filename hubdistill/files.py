@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,16 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` in one step (temporary file, fsync, rename). Raises RunDirectoryError with the fix."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        # Not tempfile: its files are for their owner alone, and a run directory may be read by a group.
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
         try:
-            with os.fdopen(handle, "wb") as stream:
+            with temporary.open("xb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(name, path)
+            os.replace(temporary, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as problem:
         raise write_problem(problem, path) from problem
@@ -39,7 +40,8 @@ def write_problem(problem: OSError, path: Path) -> RunDirectoryError:
         errno.EACCES: "permission denied; choose another place with --output",
         errno.ENOTDIR: "a part of the path is a file; choose another place with --output",
     }
-    return RunDirectoryError(f"cannot write {path}: {fixes.get(problem.errno or 0, f'{problem.strerror}; choose another place with --output')}")
+    other = f"{problem.strerror or problem}; choose another place with --output"
+    return RunDirectoryError(f"cannot write {path}: {fixes.get(problem.errno or 0, other)}")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -19,7 +19,7 @@ from hubdistill.losses.schedules import beta_table
 from hubdistill.models.pruned import pruned_facts
 from hubdistill.models.sources import NOT_RESOLVED, ModelFacts, find_model
 from hubdistill.pairs.prompt_sources import SourceFacts, check_source
-from hubdistill.recipe import LoadedRecipe
+from hubdistill.recipe import LoadedRecipe, Recipe
 from hubdistill.targets import target_named
 from hubdistill.targets.base import Target
 
@@ -45,7 +45,7 @@ class Plan:
     warnings: tuple[str, ...]
 
     @property
-    def recipe(self):
+    def recipe(self) -> Recipe:
         return self.loaded.recipe
 
     @property
@@ -111,24 +111,15 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False) -> Plan:
 
     Raises RecipeError with every problem found; `offline` leaves what is not cached unresolved instead.
     """
-    recipe = loaded.recipe
-    problems: list[str] = []
+    recipe, processes = loaded.recipe, int(os.environ.get("WORLD_SIZE", "1"))
+    problems = _check_settings(recipe, processes)
     found = _resolve(loaded, offline, problems)
-    if problems:
-        raise RecipeError(problems)
     teacher, source, student, prompts = found
     target = target_named(recipe.target.kind)
-    problems += target.check(teacher, student)
-    problems += _check_lengths(recipe, {"teacher": teacher, "student": student})
-    problems += _check_publish(recipe, student)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if recipe.train.pairs_per_step % (recipe.train.micro_batch * processes):
-        problems.append(
-            f"train.pairs_per_step: {recipe.train.pairs_per_step} is not a multiple of micro_batch x processes = "
-            f"{recipe.train.micro_batch} x {processes}; change one of them"
-        )
-    if recipe.sampling.engine == "vllm":
-        problems.append("sampling.engine: vllm is not in this version; write `transformers`")
+    if teacher and source and student:
+        problems += target.check(teacher, student)
+        problems += _check_lengths(recipe, {"teacher": teacher, "student": student})
+        problems += _check_publish(recipe, student)
     vocab = None if problems else _common_vocab(teacher, source, offline, problems)
     if problems:
         raise RecipeError([f"{loaded.path}: {problem}" for problem in problems])
@@ -137,7 +128,7 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False) -> Plan:
     steps = math.ceil(most / recipe.train.pairs_per_step) if most else None
     plan = Plan(loaded=loaded, target=target, teacher=teacher, student_source=source, student=student, prompts=prompts, preset=preset,
                 most_prompts=most, steps=steps, processes=processes, vocab=vocab, warnings=())  # fmt: skip
-    return Plan(**{**plan.__dict__, "warnings": tuple(_warnings(plan))})
+    return Plan(**{**plan.__dict__, "warnings": tuple(_warnings(plan, offline))})
 
 
 def _resolve(loaded: LoadedRecipe, offline: bool, problems: list[str]) -> tuple[ModelFacts, ModelFacts, ModelFacts, SourceFacts]:
@@ -146,21 +137,32 @@ def _resolve(loaded: LoadedRecipe, offline: bool, problems: list[str]) -> tuple[
     steps = (
         ("teacher.model", lambda: find_model(recipe.teacher, base, offline=offline)),
         ("student.model", lambda: find_model(recipe.student, base, offline=offline)),
-        ("student.layers", lambda: pruned_facts(found[1], recipe.student.layers) if recipe.student.layers else found[1]),
+        ("student.layers", lambda: pruned_facts(found[1], recipe.student.layers) if recipe.student.layers and found[1] else found[1]),
         ("prompts.dataset", lambda: check_source(recipe.prompts, None if loaded.origin == "hub" else base, offline=offline)),
     )
     for key, step in steps:
         try:
             found.append(step())
         except HubdistillError as problem:
-            if key == "student.layers" and found[1] is None:
-                continue
-            problems += [f"{loaded.path}: {key}: {problem}"]
+            text = str(problem)
+            problems.append(text if text.startswith(f"{key}:") else f"{key}: {text}")
             found.append(None)
     return tuple(found)  # type: ignore[return-value]
 
 
-def _check_lengths(recipe: Any, models: dict[str, ModelFacts]) -> list[str]:
+def _check_settings(recipe: Recipe, processes: int) -> list[str]:
+    problems = []
+    if recipe.train.pairs_per_step % (recipe.train.micro_batch * processes):
+        problems.append(
+            f"train.pairs_per_step: {recipe.train.pairs_per_step} is not a multiple of micro_batch x processes = "
+            f"{recipe.train.micro_batch} x {processes}; change one of them"
+        )
+    if recipe.sampling.engine == "vllm":
+        problems.append("sampling.engine: vllm is not in this version; write `transformers`")
+    return problems
+
+
+def _check_lengths(recipe: Recipe, models: dict[str, ModelFacts]) -> list[str]:
     wanted = recipe.prompts.max_tokens + recipe.sampling.max_tokens
     return [
         f"{role}.model: prompts.max_tokens + sampling.max_tokens = {wanted}, and {facts.reference} reads {limit} positions; lower one of them"
@@ -169,7 +171,7 @@ def _check_lengths(recipe: Any, models: dict[str, ModelFacts]) -> list[str]:
     ]
 
 
-def _check_publish(recipe: Any, student: ModelFacts) -> list[str]:
+def _check_publish(recipe: Recipe, student: ModelFacts) -> list[str]:
     if recipe.publish and not recipe.publish.base_repo and student.kind != "hub":
         return [
             f"publish.repo: the adapter's base would be {student.reference}, which is not on the Hub, so nobody could load it; "
@@ -182,21 +184,24 @@ def _common_vocab(teacher: ModelFacts, student: ModelFacts, offline: bool, probl
     """Compare the tokenizers (no weights); None where they are not at hand offline."""
     if not teacher.config or not student.config:
         return None
-    rows = [facts.text_config.get("vocab_size") for facts in (teacher, student)]
-    if None in rows:
+    teacher_rows, student_rows = (facts.text_config.get("vocab_size") for facts in (teacher, student))
+    if not (isinstance(teacher_rows, int) and isinstance(student_rows, int)):
         return None
     if (teacher.location, teacher.commit) == (student.location, student.commit):
-        return min(rows)
+        return min(teacher_rows, student_rows)
     from hubdistill.models.load import load_tokenizer
     from hubdistill.models.vocab import common_vocab
 
-    try:
-        tokenizers = [load_tokenizer(facts) for facts in (teacher, student)]
-    except HubdistillError as problem:
-        problems += [] if offline else [f"student.model: {problem}"]
+    tokenizers = []
+    for role, facts in (("teacher", teacher), ("student", student)):
+        try:
+            tokenizers.append(load_tokenizer(facts, offline=offline))
+        except HubdistillError as problem:
+            problems += [] if offline and facts.kind == "hub" else [f"{role}.model: {problem}"]
+    if len(tokenizers) < 2:
         return None
     try:
-        return common_vocab(*tokenizers, *rows)
+        return common_vocab(tokenizers[0], tokenizers[1], teacher_rows, student_rows)
     except HubdistillError as problem:
         problems.append(f"student.model: {problem}")
         return None
@@ -208,7 +213,7 @@ def _most_prompts(count: int | None, rows: int | None, heldout: int) -> int | No
     return min(count or rows, max(rows - heldout, 1))
 
 
-def _warnings(plan: Plan) -> list[str]:
+def _warnings(plan: Plan, offline: bool) -> list[str]:
     table = plan.schedule(plan.steps or 100)
     found = [table.warning] if table.warning else []
     if not plan.resolved:
@@ -217,6 +222,6 @@ def _warnings(plan: Plan) -> list[str]:
         found.append("the vocabularies were not compared: a tokenizer is not in the cache")
     if plan.recipe.prompts.heldout == 0 and plan.recipe.evaluate:
         found.append("prompts.heldout is 0: nothing can be evaluated, and the card will hold no result")
-    if not plan.student.license and plan.student.config:
+    if not plan.student.license and plan.student.config and not offline:  # a card is not asked for offline
         found.append(f"{plan.student.reference} states no licence: the card will say so")
     return found

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubdistill.errors import MissingError
 from hubdistill.recipe_wording import nearest
+from hubdistill.shipped import SHIPPED, find_data, list_recipes
 from hubdistill.yaml_lines import KeyPath, show
 
 if TYPE_CHECKING:
@@ -66,8 +68,6 @@ def local_path(value: str, folder: Path) -> Path | None:
 
 def similar_recipe(file: Path) -> str:
     """A hint for a recipe file that is not there: the nearest name beside it, or the nearest shipped recipe."""
-    from hubdistill.shipped import list_recipes
-
     folder = file.parent
     near = nearest(file.name, [name for name in _names(folder) if name.endswith((".yaml", ".yml"))])
     if near:
@@ -117,6 +117,12 @@ def _variables(value: Any, path: KeyPath) -> Iterator[Problem]:
 
 def _source(path: KeyPath, value: str, context: Context) -> Iterator[Problem]:
     wants_file = path[-1] == "dataset"
+    if wants_file and value.startswith(SHIPPED):
+        try:
+            find_data(value.removeprefix(SHIPPED))
+        except MissingError as problem:
+            yield path, show(str(problem), 200)
+        return
     local = local_path(value, context.folder)
     if local is None:
         yield from _hub_id(path, value, wants_file)

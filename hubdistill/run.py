@@ -55,7 +55,8 @@ class Run:
         last = round or self.plan.recipe.train.rounds
         for number in range(1, last + 1):
             self._sample_teacher(number)
-            self._warm_up()
+            if number == 1:
+                self._warm_up()
             if until == "warmup":
                 return
             self._sample_student(number)

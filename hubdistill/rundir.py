@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,8 @@ class RunDirectory:
     def locked(self) -> Iterator[RunDirectory]:
         """Hold the directory for this process. Raises RunDirectoryError when another run has it, or it is not ours."""
         self._claim()
-        with (self.path / LOCK).open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as problem:
-                lock.seek(0)
-                raise RunDirectoryError(f"{self.path} is in use by process {lock.read().strip() or 'unknown'}; wait for it, or choose another --output") from problem
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+        with (self.path / LOCK).open("a+b", buffering=0) as lock:
+            self._take(lock)
             yield self
 
     def _claim(self) -> None:
@@ -47,12 +41,23 @@ class RunDirectory:
             strange = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
             if strange and not (self.path / MARKER).is_file():
                 raise RunDirectoryError(f"{self.path} holds other files ({sorted(strange)[0]}) and no run of hubdistill; choose another --output")
-            (self.path / MANIFESTS).mkdir(exist_ok=True)
             (self.path / LOCK).touch()
         except RunDirectoryError:
             raise
         except OSError as problem:
             raise write_problem(problem, self.path) from problem
+
+    def _take(self, lock: FileIO) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.truncate(0)
+            lock.write(str(os.getpid()).encode())
+        except BlockingIOError as problem:
+            lock.seek(0)
+            owner = lock.read().decode().strip() or "unknown"
+            raise RunDirectoryError(f"{self.path} is in use by process {owner}; wait for it, or choose another --output") from problem
+        except OSError as problem:  # a disk that is full, a file system without locks
+            raise write_problem(problem, self.path / LOCK) from problem
 
     def stage(self, name: str, inputs: Any, outputs: Sequence[str], work: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
         """Do a stage's work unless it is done: same inputs, and outputs that are still what it wrote.

@@ -8,6 +8,9 @@ from pathlib import Path
 from hubdistill.errors import MissingError
 
 
+SHIPPED = "shipped:"  # begins a `prompts.dataset` that comes with hubdistill
+
+
 @dataclass(frozen=True)
 class ShippedRecipe:
     """A shipped recipe: `name` is what `hubdistill run` takes, `about` its first comment line."""
@@ -38,6 +41,14 @@ def find_recipe(name: str) -> Path | None:
     """The file of the shipped recipe called `name` (with or without .yaml), or None."""
     wanted = name.removesuffix(".yaml")
     return next((recipe.path for recipe in list_recipes() if recipe.name == wanted), None)
+
+
+def find_data(name: str) -> Path:
+    """The data file that `shipped:NAME` means. Raises MissingError listing what there is."""
+    files = {file.name: file for file in sorted((recipes_root() / "data").glob("*.jsonl"))}
+    if name not in files:
+        raise MissingError(f"{SHIPPED}{name}: no such file ships with hubdistill; there is {', '.join(files)}")
+    return files[name]
 
 
 def _root(folder: str) -> Path:

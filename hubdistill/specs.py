@@ -60,7 +60,7 @@ class StudentSpec(ModelSpec):
 class PromptsSpec(Spec):
     """Where the prompts come from."""
 
-    dataset: str = Field(min_length=1, description="Hub dataset id, or a .jsonl, .json, .parquet or .csv file, path relative to the recipe.")
+    dataset: str = Field(min_length=1, description="Hub dataset id; or a .jsonl, .json, .parquet or .csv file, path relative to the recipe; or `shipped:FILE` for one that comes with hubdistill.")
     config: str | None = Field(None, description="Configuration (subset) of the Hub dataset.")
     split: str = Field("train", min_length=1, description="Split of the Hub dataset.")
     revision: str | None = Field(None, description="Branch, tag or commit of the Hub dataset.")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-WORDS = "the a cat dog sat ran on under mat hill red blue fast slow and then it was very . ? what who where tell me about".split()
+WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "hill", "red", "blue", "fast", "slow", "and", "then", "it", "was", "very", ".", "?",
+         "what", "who", "where", "tell", "me", "about"]  # fmt: skip
 SPECIAL = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "user", "assistant", "system"]
 TEMPLATE = (
     "{% for m in messages %}<|im_start|> {{ m['role'] }} {{ m['content'] }} <|im_end|> {% endfor %}"

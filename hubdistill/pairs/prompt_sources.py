@@ -13,6 +13,7 @@ from hubdistill.errors import InputError, MissingError
 from hubdistill.files import file_sha256
 from hubdistill.pairs.prompt_files import MAX_LINE, READERS, Cells, local_rows, must_have
 from hubdistill.pairs.prompt_rows import Row, read_row
+from hubdistill.shipped import SHIPPED, find_data
 from hubdistill.specs import PromptsSpec
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip", ".lz4")
@@ -37,6 +38,8 @@ def local_file(spec: PromptsSpec, base_dir: Path | None) -> Path | None:
     local file where `base_dir` is None (a recipe from the Hub).
     """
     name = spec.dataset
+    if name.startswith(SHIPPED):
+        return find_data(name.removeprefix(SHIPPED))
     suffixes = (*READERS, *COMPRESSED, ".txt", ".tsv", ".xlsx", ".jsonlines", ".ndjson", ".arrow")
     if not (name.startswith(("./", "../", "/", "~")) or name.lower().endswith(suffixes)):
         return None

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import transformers
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper
 
+from hubdistill.pairs.choice import SeededChoice
 from hubdistill.pairs.store import Question, Response
 from hubdistill.specs import SamplingSpec
 
@@ -33,23 +34,6 @@ class Sampler(Protocol):
     def sample(self, questions: Sequence[Question], settings: SamplingSpec, seed_of: Callable[[str], int]) -> Iterator[list[Response]]:
         """Yield responses in batches; `seed_of` maps a prompt id to the seed of its noise."""
         ...
-
-
-class SeededNoise(LogitsProcessor):
-    """Gumbel noise from a generator per row: the argmax of what it returns is an exact sample of the softmax.
-
-    `generate(do_sample=True)` draws all rows from one random stream, so a prompt's text would depend on its neighbours
-    (Gumbel-max trick: Maddison et al. 2014, arXiv 1411.0030).
-    """
-
-    def __init__(self, seeds: Sequence[int], device: torch.device):
-        self.generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        noise = torch.empty_like(scores)
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores - noise.clamp_(min=torch.finfo(scores.dtype).tiny).log_()
 
 
 @dataclass
@@ -82,7 +66,7 @@ class TransformersSampler:
         ids, mask = left_padded([question.prompt_ids for question in batch], self.pad_id)
         device = self.model.device
         with neutral_generation(self.model, self._config(settings)) as model:
-            output = model.generate(
+            output = model.generate(  # type: ignore[operator]
                 input_ids=ids.to(device), attention_mask=mask.to(device), logits_processor=_processors(settings, seeds, device, self.vocab)
             )
         answers = output[:, ids.shape[1] :].cpu().tolist()
@@ -94,7 +78,7 @@ class TransformersSampler:
     def _config(self, settings: SamplingSpec) -> Any:
         return transformers.GenerationConfig(
             max_new_tokens=settings.max_tokens,
-            do_sample=False,  # the choice is the argmax of noised scores
+            do_sample=False,  # SeededChoice has chosen
             eos_token_id=list(self.stop_ids),
             pad_token_id=self.pad_id,
             bos_token_id=self.model.generation_config.bos_token_id,
@@ -113,7 +97,7 @@ def neutral_generation(model: PreTrainedModel, config: transformers.GenerationCo
     `generate` fills every value that is left out from the model's own config (Qwen's repetition_penalty 1.1, say), and
     would then sample another distribution than the one the loss is about.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     own, inner.generation_config = inner.generation_config, config
     try:
         yield inner
@@ -136,9 +120,7 @@ def _processors(settings: SamplingSpec, seeds: Sequence[int], device: torch.devi
     if settings.temperature > 0:
         if settings.temperature != 1:
             steps.append(TemperatureLogitsWarper(settings.temperature))
-        if settings.top_p < 1:
-            steps.append(TopPLogitsWarper(settings.top_p))
-        steps.append(SeededNoise(seeds, device))
+        steps.append(SeededChoice(seeds, settings.top_p, settings.max_tokens, device))
     return LogitsProcessorList(steps)
 
 

@@ -110,6 +110,7 @@ def _require_finite(model: PeftModel, round: int) -> None:
 def _save(model: PeftModel, trainer: ContrastiveTrainer, files: RoundFiles) -> None:
     save_adapter(model, files.adapter)
     temporary = files.folder / f".{OPTIMIZER}"
+    assert trainer.optimizer is not None, "training has made it"
     torch.save(trainer.optimizer.state_dict(), temporary)
     temporary.replace(files.folder / OPTIMIZER)
     write_json(files.folder / CURRICULUM, trainer.distillation.curriculum.state_dict())
@@ -119,7 +120,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     """Save the adapter (safetensors and config, no card) in one step."""
     temporary = folder.with_name(f".{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
+    model.save_pretrained(str(temporary))
     (temporary / "README.md").unlink(missing_ok=True)  # PEFT's stub; ours is written from measurements
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

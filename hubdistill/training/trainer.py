@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,6 +20,9 @@ from hubdistill.models.load import head_of
 from hubdistill.pairs.join import Pair, Pairs
 from hubdistill.training.telemetry import Telemetry
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 LR_WARMUP = 0.1  # share of all steps of all rounds
 
 
@@ -30,7 +33,7 @@ class Position:
     round: int
     rounds: int
 
-    def progress(self, step: int, steps: int) -> float:
+    def progress(self, step: float, steps: int) -> float:
         """Share of all rounds that is done after `step` of this round's `steps`."""
         return (self.round - 1 + step / max(steps, 1)) / self.rounds
 
@@ -76,7 +79,7 @@ class ContrastiveTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, model: PreTrainedModel, args: TrainingArguments, pairs: Pairs, distillation: Distillation, *,
+    def __init__(self, model: PeftModel, args: TrainingArguments, pairs: Pairs, distillation: Distillation, *,
                  optimizer_state: dict[str, Any] | None = None, callbacks: Sequence[TrainerCallback] = ()):  # fmt: skip
         self.distillation = distillation
         self.telemetry = Telemetry()
@@ -97,10 +100,9 @@ class ContrastiveTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """One schedule over all rounds, entered where this round begins."""
-        position = self.distillation.position
-        self.lr_scheduler = LambdaLR(
-            optimizer or self.optimizer, lambda step: learning_rate_factor(position.progress(step + 0.5, num_training_steps))
-        )
+        position, optimizer = self.distillation.position, optimizer or self.optimizer
+        assert optimizer is not None, "the Trainer makes the optimiser first"
+        self.lr_scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(position.progress(step + 0.5, num_training_steps)))
         self._created_lr_scheduler = True
         return self.lr_scheduler
 

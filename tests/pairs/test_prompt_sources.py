@@ -297,3 +297,11 @@ def test_real_data_sets_are_read_whole(name: str, column: str, rows: int) -> Non
     )
     assert report.read == rows
     assert report.kept_train + report.kept_heldout + report.duplicates + report.empty == rows
+
+
+def test_shipped_data_are_found_from_anywhere_and_in_a_recipe_from_the_hub():
+    facts = check_source(PromptsSpec(dataset="shipped:quickstart_prompts.jsonl"), None)
+    assert (facts.kind, facts.rows) == ("local", 700)
+    for name in ("shipped:nothing.jsonl", "shipped:../quickstart.yaml", "shipped:/etc/passwd"):
+        with pytest.raises(MissingError, match=r"there is quickstart_prompts\.jsonl"):
+            check_source(PromptsSpec(dataset=name), None)

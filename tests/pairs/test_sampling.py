@@ -25,17 +25,24 @@ def answers(model, settings, questions=QUESTIONS, **changes):
 
 
 def by_hand(model, question, settings, seed):
-    """One prompt, no padding, no generate(): temperature, nucleus and Gumbel noise written out."""
-    generator = torch.Generator().manual_seed(seed)
+    """One prompt, no padding, no generate(): temperature, nucleus and choice written out, one id at a time."""
+    numbers = torch.rand(settings.max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
     ids = list(question.prompt_ids)
-    while len(ids) - len(question.prompt_ids) < settings.max_tokens:
+    for number in numbers:
         with torch.no_grad():
-            logits = model(torch.tensor([ids])).logits[0, -1] / settings.temperature
-        probabilities, order = logits.softmax(-1).sort(descending=True)
-        outside = probabilities.cumsum(-1) - probabilities >= settings.top_p
-        logits[order[outside]] = -torch.inf
-        noise = torch.empty_like(logits).exponential_(generator=generator).log()
-        ids.append(int((logits - noise).argmax()))
+            probabilities = (model(torch.tensor([ids])).logits[0, -1].double() / settings.temperature).softmax(-1).tolist()
+        kept, mass = [], 0.0
+        for i in sorted(range(len(probabilities)), key=lambda i: -probabilities[i]):
+            if mass >= settings.top_p:
+                break
+            kept.append(i)
+            mass += probabilities[i]
+        left = (1 - number) * mass
+        for i in sorted(kept):
+            left -= probabilities[i]
+            if left <= 0:
+                break
+        ids.append(i)
         if ids[-1] == 3:
             break
     return tuple(ids[len(question.prompt_ids) :])
