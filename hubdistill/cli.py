@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hubdistill.errors import HubdistillError, MissingError
+from hubdistill.errors import HubdistillError, InputError, MissingError
 
 INTERRUPTED = 130
 
@@ -73,10 +73,10 @@ def plan(recipe: RecipeArgument, overrides: OverridesArgument = None, json_: Jso
     _print(json.dumps(found, indent=2) if json_ else plan_text(found) + f"\n\nNext: hubdistill run {recipe}")
 
 
-def _until(stage: str, help_text: str) -> None:
-    def command(recipe: RecipeArgument, overrides: OverridesArgument = None, output: OutputOption = None, quiet: QuietOption = False,
-                allow_remote_code: RemoteCodeOption = False,
-                round_: Annotated[int | None, typer.Option("--round", min=1, help="Round to stop after; the last without it.")] = None) -> None:  # fmt: skip
+def _until(stage: str, help_text: str, *, of_a_round: bool = False) -> None:
+    def of_round(recipe: RecipeArgument, overrides: OverridesArgument = None, output: OutputOption = None, quiet: QuietOption = False,
+                 allow_remote_code: RemoteCodeOption = False,
+                 round_: Annotated[int | None, typer.Option("--round", min=1, help="Round to stop after; the last without it.")] = None) -> None:  # fmt: skip
         started = _Started(recipe, overrides, output, quiet, allow_remote_code)
         if round_ is not None and round_ > started.plan.recipe.train.rounds:
             raise typer.BadParameter(f"the recipe has {started.plan.recipe.train.rounds} rounds", param_hint="--round")
@@ -86,14 +86,19 @@ def _until(stage: str, help_text: str) -> None:
                 _finish(current)
         _print(f"{stage} is done in {started.path}\nNext: hubdistill run {recipe}")
 
+    def of_run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: OutputOption = None, quiet: QuietOption = False,
+               allow_remote_code: RemoteCodeOption = False) -> None:  # fmt: skip
+        of_round(recipe, overrides, output, quiet, allow_remote_code)
+
+    command = of_round if of_a_round else of_run
     command.__doc__ = f"{help_text}\n\nStages before it that are not done yet are done first; finished ones are kept."
     app.command(name=stage)(command)
 
 
 _until("prompts", "Read the prompts, filter and split them.")
-_until("sample", "Sample the responses of a round: of the teacher and of the student as it is then.")
+_until("sample", "Sample the responses of a round: of the teacher and of the student as it is then.", of_a_round=True)
 _until("warmup", "Fine-tune the fresh adapter before the first round.")
-_until("train", "Train a round on its pairs.")
+_until("train", "Train a round on its pairs.", of_a_round=True)
 _until("evaluate", "Measure the student before and after on the held-out prompts.")
 
 
@@ -160,7 +165,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show this recipe in
         _print(loaded.text.rstrip())
         return
     if copy.exists():
-        raise MissingError(f"{copy} is there already; choose another file name")
+        raise InputError(f"{copy} is there already; choose another file name")
     copy.write_text(loaded.text, encoding="utf-8")
     _print(f"{copy}\nNext: hubdistill plan {copy}")
 
@@ -200,8 +205,7 @@ def _finish(current: Any) -> None:
     """After the evaluation: the record, the card, and the local repository folder."""
     from hubdistill.publication import build_local, write_record
 
-    stages = {path.stem: current.stage_result(path.stem) for path in (current.path / "stages").glob("*.json")}
-    write_record(current.path, current.plan, current.directory.seconds(), stages, current.chat_template())
+    write_record(current.path, current.plan, current.directory.seconds(), current.results(), current.chat_template())
     current.reporter.stage("card", "started")
     build_local(current.path)
 
@@ -245,7 +249,7 @@ def _load(reference: str, overrides: list[str] | None, allow_remote_code: bool) 
 
 def _run_directory(reference: str) -> Path:
     for path in (Path(reference), Path("runs") / reference.replace("/", "-")):
-        if (path / "recipe.yaml").is_file():
+        if (path / "plan.json").is_file():
             return path
     raise MissingError(f"there is no run at {reference} or runs/{reference}; name a run directory, or make one: hubdistill run RECIPE")
 
@@ -258,8 +262,6 @@ def _calm_libraries() -> None:
     from hubdistill.hub.failures import hub_token
     from hubdistill.hub.secrets import RedactingFilter
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     handler = logging.StreamHandler()
     handler.addFilter(RedactingFilter(hub_token()))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
@@ -291,6 +293,8 @@ def _complain(text: str) -> None:
 
 def main() -> None:
     """Entry point. Exit codes: 0 ok, 1 training failed, 2 user error, 130 interrupted; no traceback unless HUBDISTILL_DEBUG=1."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
     try:
         app()
     except HubdistillError as problem:

@@ -18,6 +18,9 @@ class RecipeError(HubdistillError, ValueError):
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
 
+    def __reduce__(self):  # the default would hand the joined message to __init__ as if it were the problems
+        return type(self), (self.problems,)
+
 
 class InputError(HubdistillError, ValueError):
     """A dataset row, model repository, adapter or argument that was read and cannot be used."""

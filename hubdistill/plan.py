@@ -5,6 +5,7 @@ A recipe that cannot work fails here, in seconds, not after an hour of sampling.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from dataclasses import asdict, dataclass
@@ -159,6 +160,9 @@ def _check_settings(recipe: Recipe, processes: int) -> list[str]:
         )
     if recipe.sampling.engine == "vllm":
         problems.append("sampling.engine: vllm is not in this version; write `transformers`")
+    tracker = recipe.train.tracker
+    if tracker != "none" and not importlib.util.find_spec(tracker):
+        problems.append(f"train.tracker: {tracker} is not installed; `pip install {tracker}`, or write `none` (metrics.jsonl is always written)")
     return problems
 
 

@@ -25,6 +25,7 @@ from hubdistill.hub.staging import stage
 from hubdistill.models.sources import read_json
 from hubdistill.plan import Plan
 from hubdistill.recipe import dump_resolved
+from hubdistill.shipped import SHIPPED
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "huggingface_hub")
 REPRODUCE = "reproduce.yaml"  # the resolved recipe that goes into the repository
@@ -38,12 +39,20 @@ def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: 
         "stages": dict(results),
         "hardware": hardware(plan.recipe.train.device),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "target_facts": plan.target.facts(plan.recipe.target.options),
+        "files_of_this_machine": files_of_this_machine(plan),
         "student_source": plan.student_source.reference,
         "student_source_commit": plan.student_source.commit,
     }
     write_json(path / "run.json", record)
     write_json(path / "location.json", {"base": plan.student.location, "kind": plan.student.kind, "chat_template": template})
     write_atomically(path / REPRODUCE, pinned_recipe(plan).encode())
+
+
+def files_of_this_machine(plan: Plan) -> list[str]:
+    """What the recipe names that only this machine has; without it nobody else can run the recipe as it is."""
+    sources = (plan.teacher, plan.student_source, plan.prompts)
+    return sorted({facts.reference for facts in sources if facts.kind == "local" and not facts.reference.startswith(SHIPPED)})
 
 
 def pinned_recipe(plan: Plan) -> str:
@@ -85,7 +94,6 @@ class Place:
 
 def card_facts(record: Mapping[str, Any], measurements: tuple[Measurement, ...], place: Place, adapter: Mapping[str, Any], template: bool) -> cards.CardFacts:
     """The facts of a card from what a run recorded. Pure."""
-    record["recipe"]
     prompts = record["prompts"]
     on_hub = prompts["kind"] == "hub"
     pushed = place.base != record["student_source"]
@@ -101,6 +109,7 @@ def card_facts(record: Mapping[str, Any], measurements: tuple[Measurement, ...],
         lora_alpha=adapter["lora_alpha"],
         target_modules=tuple(sorted(adapter["target_modules"])),
         command=f"hubdistill run {place.repo}" if place.repo else f"hubdistill run {record['name']}",
+        missing=tuple(Path(name).name for name in record["files_of_this_machine"]) if place.repo else (),
         revision=place.tag,
         loss=_loss_rows(record),
         training=_training_rows(record),
@@ -136,7 +145,7 @@ def _training_rows(record: Mapping[str, Any]) -> dict[str, str]:
     rounds = [row for name, row in stages.items() if name.endswith("-train")]
     pairs = [row["pairs"] for row in rounds]
     teacher_said = "anew each round" if sampling["resample_teacher"] else "once, before round 1, and kept"
-    return {
+    return record["target_facts"] | {
         "prompts": f"{stages['prompts']['kept_train']} for training, {stages['prompts']['kept_heldout']} held out",
         "sampling": f"temperature {sampling['temperature']:g}, top-p {sampling['top_p']:g}, at most {sampling['max_tokens']} tokens; teacher responses {teacher_said}",
         "warm-up": "none" if warmup["kind"] == "none" else f"{warmup['epochs']:g} epochs of SFT on {warmup['responses'].replace('_', ' ')} responses, {stages['warmup']['rows']} rows",

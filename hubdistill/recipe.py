@@ -134,11 +134,6 @@ def load_recipe(
     return LoadedRecipe(recipe, file, text, tuple(overrides), name or file.stem, origin)
 
 
-def resolve_path(loaded: LoadedRecipe, value: str) -> Path | None:
-    """The local file or folder that a `model` or `dataset` value names, resolved beside the recipe; None for the Hub."""
-    return checks.local_path(value, loaded.path.parent)
-
-
 def dump_resolved(recipe: Recipe) -> str:
     """Every value of the recipe, defaults included, as YAML that load_recipe reads back to an equal recipe."""
     import yaml

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubdistill.errors import MissingError
+from hubdistill.losses.contrastive import resolve
 from hubdistill.recipe_wording import nearest
 from hubdistill.shipped import SHIPPED, find_data, list_recipes
 from hubdistill.yaml_lines import KeyPath, show
@@ -28,10 +29,6 @@ _SECRET = re.compile(
 )
 _VARIABLE = re.compile(r"\$\{[^}]*\}|^\$[A-Za-z_]\w*")
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?(?<![.-])")
-# What losses.contrastive.PRESETS says, repeated because that module needs torch; a test compares them.
-PRESET_BETA = {"distillm2": "linear", "paper": "paper", "released": "constant", "cald": "constant"}
-NO_CURRICULUM = ("released", "cald")
-ALPHA_RANGE = (0.01, 0.1)
 
 
 @dataclass(frozen=True)
@@ -163,11 +160,18 @@ def _names(folder: Path) -> list[str]:
 
 def check_together(recipe: Recipe) -> Iterator[Problem]:
     """Fields that contradict or ignore each other, in a recipe whose blocks are each valid."""
+    yield from _models(recipe)
     yield from _prompts(recipe)
     yield from _warmup(recipe)
     yield from _loss(recipe)
     yield from _evaluate(recipe)
     yield from _publish(recipe)
+
+
+def _models(recipe: Recipe) -> Iterator[Problem]:
+    for block, spec in (("teacher", recipe.teacher), ("student", recipe.student)):
+        if spec.revision and (is_local(spec.model) or spec.model.startswith("pypi:")):
+            yield (block, "revision"), f"is for models on the Hub, and '{show(spec.model)}' is not there; remove it"
 
 
 def _prompts(recipe: Recipe) -> Iterator[Problem]:
@@ -187,22 +191,22 @@ def _warmup(recipe: Recipe) -> Iterator[Problem]:
 
 def _loss(recipe: Recipe) -> Iterator[Problem]:
     loss = recipe.loss
-    beta = loss.beta or PRESET_BETA[loss.preset]
-    if loss.beta_end is not None and beta != "linear":
-        yield ("loss", "beta_end"), f"has no effect with the '{beta}' schedule; remove it, or write beta: linear"
-    if loss.beta_end is not None and beta == "linear" and loss.beta_end < 0.5:
+    preset = resolve(loss.model_dump())
+    if loss.beta_end is not None and preset.beta != "linear":
+        yield ("loss", "beta_end"), f"has no effect with the '{preset.beta}' schedule; remove it, or write beta: linear"
+    if loss.beta_end is not None and preset.beta == "linear" and loss.beta_end < 0.5:
         yield (
             ("loss", "beta_end"),
             f"the ramp starts at 0.5, so {loss.beta_end:g} would run it backwards; write 0.5 to 1",
         )
-    off = loss.anchor == "off" or (loss.anchor is None and loss.preset in NO_CURRICULUM)
+    off = preset.anchor == "off"
     for key in ("alpha_range", "nonpositive_gap"):
         if off and getattr(loss, key) is not None:
             yield (
                 ("loss", key),
                 "has no effect while alpha is constant (anchor: off); remove it, or write anchor: frozen",
             )
-    low, high = loss.alpha_range or ALPHA_RANGE
+    low, high = preset.alpha_low, preset.alpha_high
     if not off and loss.alpha is not None and not low <= loss.alpha <= high:
         yield (
             ("loss", "alpha"),

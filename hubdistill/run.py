@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubdistill.evaluation.heldout import HeldOut
+from hubdistill import __version__
+from hubdistill.evaluation.heldout import HeldOut, Subject
 from hubdistill.evaluation.statistics import Measurement
-from hubdistill.files import write_atomically, write_json
+from hubdistill.files import digest_of, write_atomically, write_json
 from hubdistill.losses.schedules import AlphaCurriculum
 from hubdistill.modalities.base import Row
 from hubdistill.models.sources import read_json
@@ -24,7 +25,7 @@ from hubdistill.pairs.prompts import Prompt, load_prompts, read_prompts, save_pr
 from hubdistill.pairs.store import ResponseSet, read_responses
 from hubdistill.plan import Plan
 from hubdistill.rundir import RunDirectory
-from hubdistill.stages import Reporter, Workshop, borrowed
+from hubdistill.stages import NOT_THE_TEXT, Reporter, Workshop, borrowed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,8 +68,8 @@ class Run:
             self._evaluate()
 
     def _begin(self) -> None:
+        write_json(self.path / "plan.json", self.plan.as_dict())  # first: it marks the directory as ours
         write_atomically(self.path / "recipe.yaml", self.plan.loaded.text.encode())
-        write_json(self.path / "plan.json", self.plan.as_dict())
 
     def _prompts(self) -> None:
         recipe = self.plan.recipe
@@ -108,10 +109,18 @@ class Run:
                 responses = shop.sample(self.path / folder, who, purpose, model, shop.questions(self._read(split)), adapter)
             return {key: responses.manifest[key] for key in ("rows", "tokens", "truncated")}
 
-        facts = plan.teacher if who == "teacher" else plan.student
-        inputs = [facts.commit, plan.teacher.commit, plan.recipe.sampling.model_dump(exclude={"resample_teacher"}), plan.recipe.train.seed,
+        inputs = [self._model(who), plan.teacher.commit, plan.recipe.sampling.model_dump(exclude=NOT_THE_TEXT), plan.recipe.train.seed,
                   plan.vocab, self.directory.digests["prompts"], self._digest_of_adapter(adapter)]  # fmt: skip
         self.directory.stage(stage, inputs, [f"{folder}/{who}.parquet", f"{folder}/{who}.json"], work)
+
+    def _model(self, who: str) -> list[str]:
+        """What decides a model's numbers: its commit and its number format."""
+        facts, spec = (self.plan.teacher, self.plan.recipe.teacher) if who == "teacher" else (self.plan.student, self.plan.recipe.student)
+        return [facts.commit, spec.dtype]
+
+    def _optimisation(self, *without: str) -> dict[str, Any]:
+        """The fields of `train` that training depends on."""
+        return self.plan.recipe.train.model_dump(exclude={"tracker", "save_every", *without})
 
     def _adapter(self, number: int) -> Path:
         """Folder of the adapter after a round; 0 is the one that the first round starts from."""
@@ -134,8 +143,9 @@ class Run:
                 save_adapter(model, self._adapter(0))
             return result
 
-        inputs = [spec.model_dump(), recipe.train.model_dump(), recipe.lora.model_dump(), self.plan.student.commit,
-                  self.directory.digests["prompts"], self.directory.digests["round_1-teacher"] if spec.responses == "teacher" else None]  # fmt: skip
+        rows = self.directory.digests["round_1-teacher"] if spec.responses == "teacher" else recipe.sampling.max_tokens
+        inputs = [spec.model_dump(), self._optimisation("rounds"), recipe.lora.model_dump(), self._model("student"),
+                  self.directory.digests["prompts"], rows]  # fmt: skip
         self.directory.stage("warmup", inputs, outputs, work)
 
     def _fine_tune(self, model: Any) -> dict[str, Any]:
@@ -170,11 +180,11 @@ class Run:
     def _train(self, number: int) -> None:
         from hubdistill.training.rounds import RoundFiles
 
-        recipe, name = self.plan.recipe, f"round_{number}"
-        files = RoundFiles(folder=self.path / name, previous=self.path / f"round_{number - 1}" if number > 1 else None)
-        inputs = [self.plan.digest, self.directory.digests[f"round_{self._teacher_round(number)}-teacher"],
-                  self.directory.digests[f"{name}-student"], self.directory.digests["warmup" if number == 1 else f"round_{number - 1}-train"],
-                  recipe.train.model_dump(), number]  # fmt: skip
+        name = f"round_{number}"
+        inputs = [self.directory.digests[f"round_{self._teacher_round(number)}-teacher"], self.directory.digests[f"{name}-student"],
+                  self.directory.digests["warmup" if number == 1 else f"round_{number - 1}-train"], self._model("teacher"), self._model("student"),
+                  self.plan.vocab, asdict(self.plan.preset), self._optimisation(), number, __version__]  # fmt: skip
+        files = RoundFiles(folder=self.path / name, previous=self.path / f"round_{number - 1}" if number > 1 else None, inputs=digest_of(inputs))
         outputs = [f"{name}/{file}" for file in ("adapter", "optimizer.pt", "curriculum.json", "metrics.jsonl")]
         self.directory.stage(f"{name}-train", inputs, outputs, lambda: self._train_round(number, files))
         self._gather_metrics(number)
@@ -206,7 +216,7 @@ class Run:
             write_json(self.path / "measurements.json", [row.as_dict() for row in rows])
             return {"measurements": len(rows)}
 
-        inputs = [plan.digest, self.directory.digests["warmup"], self.directory.digests[f"round_{plan.recipe.train.rounds}-train"]]
+        inputs = [plan.digest, self.directory.digests["warmup"], self.directory.digests[f"round_{plan.recipe.train.rounds}-train"], __version__]
         self.directory.stage("evaluate", inputs, ["measurements.json"], work)
 
     def _measure(self) -> list[Measurement]:
@@ -214,7 +224,7 @@ class Run:
 
         plan, shop = self.plan, self.shop
         questions = shop.questions(self._read("heldout"))
-        subjects = [HeldOutSubject(self, "student", None, questions), HeldOutSubject(self, "distilled", self._adapter(plan.recipe.train.rounds), questions)]
+        subjects: list[Subject] = [HeldOutSubject(self, "student", None, questions), HeldOutSubject(self, "distilled", self._adapter(plan.recipe.train.rounds), questions)]
         if plan.recipe.warmup.kind != "none":
             subjects.insert(1, HeldOutSubject(self, "warm-up", self._adapter(0), questions))
         with borrowed(shop.load_teacher) as teacher:
@@ -239,9 +249,9 @@ class Run:
         """What the evaluation found; empty when there was nothing to evaluate."""
         return [Measurement.from_dict(row) for row in read_json_list(self.path / "measurements.json")]
 
-    def stage_result(self, stage: str) -> dict[str, Any]:
-        """What a finished stage reported."""
-        return read_json(self.path / "stages" / f"{stage}.json")["result"]
+    def results(self) -> dict[str, dict[str, Any]]:
+        """What each stage of this run reported; stages of an earlier recipe in the same directory are not among them."""
+        return {stage: read_json(self.path / "stages" / f"{stage}.json")["result"] for stage in self.directory.digests}
 
 
 @dataclass(frozen=True)

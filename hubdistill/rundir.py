@@ -16,7 +16,7 @@ from typing import Any
 from hubdistill.errors import RunDirectoryError
 from hubdistill.files import digest_of, file_sha256, folder_sha256, write_json, write_problem
 
-MARKER, MANIFESTS, LOCK = "recipe.yaml", "stages", ".lock"
+MARKER, MANIFESTS, LOCK = "plan.json", "stages", ".lock"
 
 
 @dataclass
@@ -76,15 +76,16 @@ class RunDirectory:
         started = time.monotonic()
         result = work() or {}
         found = self._outputs(outputs)
+        if missing := [output for output, digest in found.items() if digest is None]:
+            raise RunDirectoryError(f"the stage {name} did not write {missing[0]} in {self.path}; run the command again, and report it if it stays so")
         write_json(self._manifest_path(name), {"stage": name, "inputs": wanted, "outputs": found, "result": result,
                                                "seconds": round(time.monotonic() - started, 2)})  # fmt: skip
         self.digests[name] = digest_of(found)
         return result
 
     def seconds(self) -> dict[str, float]:
-        """Wall-clock seconds of every finished stage, in the order they ran."""
-        manifests = sorted((self.path / MANIFESTS).glob("*.json"), key=lambda path: path.stat().st_mtime)
-        return {row["stage"]: row["seconds"] for path in manifests if (row := self._manifest(path.stem))}
+        """Wall-clock seconds that each stage of this run took, now or when it was done, in their order."""
+        return {name: row["seconds"] for name in self.digests if (row := self._manifest(name))}
 
     def _manifest_path(self, name: str) -> Path:
         return self.path / MANIFESTS / f"{name}.json"

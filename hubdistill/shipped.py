@@ -7,7 +7,6 @@ from pathlib import Path
 
 from hubdistill.errors import MissingError
 
-
 SHIPPED = "shipped:"  # begins a `prompts.dataset` that comes with hubdistill
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +25,9 @@ from hubdistill.plan import Plan
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+
+NOT_THE_TEXT = {"resample_teacher", "batch_size"}  # fields of `sampling` that the text of a response does not depend on
 
 
 class Reporter(Protocol):
@@ -57,7 +60,7 @@ class Workshop:
         """The teacher's: both models read prompts in its template, so that their responses answer the same text."""
         return load_tokenizer(self.plan.teacher)
 
-    def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def encode(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         return self.plan.target.modality.encode_prompt(self.tokenizer, messages)
 
     def load_teacher(self) -> PreTrainedModel:
@@ -79,7 +82,7 @@ class Workshop:
 
     @cached_property
     def vocab(self) -> int:
-        """Common vocabulary size, from the heads' real sizes where the configs did not say."""
+        """Common vocabulary size; compared here where the plan had no tokenizers at hand."""
         if self.plan.vocab is not None:
             return self.plan.vocab
         rows = [facts.text_config["vocab_size"] for facts in (self.plan.teacher, self.plan.student)]
@@ -93,7 +96,7 @@ class Workshop:
         found = {self.tokenizer.eos_token_id}
         for facts in (self.plan.teacher, self.plan.student_source):
             try:
-                named = GenerationConfig.from_pretrained(facts.location, revision=facts.revision).eos_token_id
+                named = GenerationConfig.from_pretrained(facts.location, revision=facts.revision or "main").eos_token_id
             except OSError:  # the file is optional
                 named = facts.text_config.get("eos_token_id")
             found.update([named] if isinstance(named, int) else named or [])
@@ -120,7 +123,7 @@ class Workshop:
         facts = self.plan.teacher if who == "teacher" else self.plan.student
         header = ResponseHeader(
             who=who, purpose=purpose, model=facts.reference, commit=facts.commit, adapter=folder_sha256(adapter) if adapter else None,
-            template=template_hash(self.tokenizer), sampling=recipe.sampling.model_dump(exclude={"resample_teacher"}),
+            template=template_hash(self.tokenizer), sampling=recipe.sampling.model_dump(exclude=NOT_THE_TEXT),
             stop_ids=self.stop_ids, engine=TransformersSampler.engine, engine_version=TransformersSampler.version, seed=recipe.train.seed,
         )  # fmt: skip
         sampler = TransformersSampler(model, self.stop_ids, self.pad_id, self.vocab, self.reporter.advance)
@@ -134,7 +137,8 @@ class Workshop:
 
 @contextmanager
 def borrowed(load: Any) -> Iterator[Any]:
-    """A model for the length of a block; its memory is free afterwards."""
+    """A model for the length of a block. Memory of models that were dropped before goes back to the device first."""
+    release_memory()  # not only at the end: there, who borrowed a model may still hold its name
     model = load()
     try:
         yield model

@@ -58,8 +58,8 @@ class Scorer:
         hidden = self.modality.hidden
         student_ND = hidden(model, _on(model, batch.student), batch.student_rows_N, batch.student_columns_N)
         teacher_ND = hidden(self.teacher, _on(self.teacher, batch.teacher), batch.teacher_rows_N, batch.teacher_columns_N)
-        heads = [_head_on(each, model.device).first(self.vocab) for each in (self.teacher, model)]
-        found = token_metrics(teacher_ND.to(model.device), student_ND, *heads, batch.labels_N.to(model.device))
+        teacher_head, student_head = (_head_on(each, model.device).first(self.vocab) for each in (self.teacher, model))
+        found = token_metrics(teacher_ND.to(model.device), student_ND, teacher_head, student_head, batch.labels_N.to(model.device))
         lengths = batch.lengths_B.tolist()
         return {metric: [part.double().mean().item() for part in values.cpu().split(lengths)] for metric, values in found.items()}
 

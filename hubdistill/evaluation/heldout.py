@@ -31,7 +31,8 @@ ON_TEACHER, ON_OWN = "teacher responses", "own responses"
 class Subject(Protocol):
     """A model to measure. `responses` are its own, on the held-out prompts."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def responses(self, model: PreTrainedModel) -> ResponseSet: ...
 

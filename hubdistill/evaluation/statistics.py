@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 RESAMPLES = 10_000
+# Prompts below which the interval is too narrow to judge by: where two models are equal, the bootstrap calls them
+# different 9 % of the time with 20 prompts, 20 % with 4 and 100 % with 1 (simulated, normal values).
+ENOUGH = 20
 
 
 @dataclass(frozen=True, kw_only=True)

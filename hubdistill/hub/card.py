@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hubdistill
@@ -19,6 +18,7 @@ from hubdistill.hub.card_merge import END, START, dump
 from hubdistill.hub.names import check_base, is_hub_id, require_repo, require_revision
 from hubdistill.hub.results import eval_results, number, results
 from hubdistill.hub.snippets import Use, load_snippet, merge_snippet, vllm_snippet
+from hubdistill.shipped import model_cards_root
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -109,6 +109,7 @@ class CardFacts:
     lora_alpha: float
     target_modules: tuple[str, ...]
     command: str  # what reproduces the run
+    missing: tuple[str, ...] = ()  # files and models that the recipe names and that nobody else has
     method: str = "DistiLLM-2"
     pipeline_tag: str = "text-generation"
     revision: str | None = None  # tag that the snippets pin
@@ -238,20 +239,13 @@ def _terms(facts: CardFacts) -> list[str]:
     return lines
 
 
-def template_folder() -> Path:
-    """Where the card templates are: in the wheel inside the package, in a checkout beside it."""
-    package = Path(hubdistill.__file__).parent
-    inside = package / "model_cards"
-    return inside if inside.is_dir() else package.parent / "model_cards"
-
-
 def _environment() -> Environment:
     from jinja2 import FileSystemLoader, StrictUndefined
     from jinja2.sandbox import SandboxedEnvironment
 
     # `finalize` sees every printed value: what is not marked as Markdown is escaped, so no place can forget to.
     env = SandboxedEnvironment(
-        loader=FileSystemLoader(template_folder()),
+        loader=FileSystemLoader(model_cards_root()),
         undefined=StrictUndefined,
         finalize=markdown.text,
         trim_blocks=True,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubdistill.evaluation.statistics import Difference, Measurement
+from hubdistill.evaluation.statistics import ENOUGH, Difference, Measurement
 from hubdistill.hub.markdown import Markdown, text
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def _row(group: dict[str, Measurement], subjects: Sequence[str]) -> tuple[Markdo
 def _difference(m: Measurement, d: Difference) -> Markdown:
     improved = d.value > 0 if m.better == "higher" else d.value < 0
     verdict = ("better" if improved else "worse") if d.significant else "no clear difference"
+    if m.n < ENOUGH:
+        verdict = f"too few prompts to tell (fewer than {ENOUGH})"
     who, other = SUBJECTS.get(m.subject, m.subject), SUBJECTS.get(d.against, d.against)
     value = f"{'+' if d.value > 0 else ''}{number(d.value)} {_interval(d.low, d.high)}"
     return text(f"{_label(m)}, {who} minus {other}: {value} {m.unit}: {verdict}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ class Modality:
 
     name: str
     # (tokenizer or processor, chat messages) -> token ids of the rendered prompt
-    encode_prompt: Callable[[Any, Sequence[dict[str, str]]], list[int]]
+    encode_prompt: Callable[[Any, Sequence[Mapping[str, str]]], list[int]]
     # (rows, pad id) -> Batch
     collate: Callable[[Sequence[Row], int], Batch]
     # (model, inputs, rows_N, columns_N) -> hidden states (N, D)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hubdistill.errors import InputError
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def encode_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+def encode_prompt(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
     """Render the conversation up to where the assistant speaks, as token ids.
 
     Raises InputError when the tokenizer has no chat template, or the template refuses the messages.
@@ -22,7 +22,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[in
     if tokenizer.chat_template is None:
         raise InputError("the teacher's tokenizer has no chat template; use the instruction-tuned model as the teacher")
     try:
-        return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"])
+        return list(tokenizer.apply_chat_template([dict(message) for message in messages], add_generation_prompt=True, return_dict=True)["input_ids"])
     except TemplateError as problem:
         roles = ", ".join(message["role"] for message in messages)
         raise InputError(f"the teacher's chat template refuses a prompt with the roles {roles} ({problem}); use prompts that it accepts") from problem

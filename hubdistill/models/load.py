@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hubdistill.errors import InputError
 from hubdistill.losses.chunked import Head
-from hubdistill.models.sources import ModelFacts
+from hubdistill.models.sources import ModelFacts, cached_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,9 +63,10 @@ def read_weights(facts: ModelFacts, dtype: torch.dtype | str) -> PreTrainedModel
 
 def load_tokenizer(facts: ModelFacts, *, offline: bool = False) -> PreTrainedTokenizerBase:
     """Load a tokenizer; a missing pad token becomes the end-of-sequence token (padding is always masked)."""
+    config = cached_config(facts.location, facts.revision) if offline and facts.kind == "hub" else None
+    location = str(config.parent) if config else facts.location  # a folder, so that nobody is asked
     try:
-        tokenizer = AutoTokenizer.from_pretrained(facts.location, revision=facts.revision, trust_remote_code=facts.trust_remote_code,
-                                                  local_files_only=offline)  # fmt: skip
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=facts.revision, trust_remote_code=facts.trust_remote_code)
     except Exception as problem:  # `tokenizers` raises every kind, bare ones too
         raise InputError(f"{facts.reference}: its tokenizer cannot be loaded ({problem}); check the model and its revision") from problem
     if tokenizer.pad_token_id is None:
@@ -86,7 +87,7 @@ def head_of(model: PreTrainedModel) -> Head:
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
     if not isinstance(head, torch.nn.Linear):
-        raise InputError(f"{type(model).__name__} has no plain linear output head; it cannot be distilled by hidden states")
+        raise InputError(f"{type(model).__name__} has no plain linear output head; its logits cannot be computed from hidden states; choose a model with an ordinary lm_head")
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     return Head(weight=head.weight, bias=head.bias, scale=scale, soft_cap=getattr(config, "final_logit_softcapping", None))
 
@@ -118,4 +119,4 @@ def check_head(model: PreTrainedModel, name: str) -> None:
         found = found if head.soft_cap is None else head.soft_cap * torch.tanh(found / head.soft_cap)
     error = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
     if not error <= (1e-3 if hidden.dtype == model.dtype else 0.05):  # a NaN is refused too
-        raise InputError(f"{name}: its logits are not a linear head of its last hidden states (off by {error:.1%}); this architecture is not supported yet")
+        raise InputError(f"{name}: its logits are not a linear head of its last hidden states (off by {error:.1%}); hubdistill cannot distil this architecture, choose another model")

@@ -27,7 +27,7 @@ def attach_adapter(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftMod
     found = linear_names(model)
     unknown = sorted(set(spec.modules or ()) - set(found))
     if unknown:
-        raise InputError(f"lora.modules: the student has no linear layer {unknown[0]!r}; it has {', '.join(found)}")
+        raise InputError(f"lora.modules: the student has no linear layer {unknown[0]!r}; name some of these: {', '.join(found)}")
     config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.modules or found), task_type="CAUSAL_LM")  # type: ignore[arg-type]
     with torch.random.fork_rng():
         torch.manual_seed(seed)

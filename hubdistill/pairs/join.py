@@ -44,7 +44,8 @@ class Pairs(Sequence[Pair]):
         matched = [(row, places[prompt_id]) for row, prompt_id in enumerate(teacher_prompts) if prompt_id in places]
         self._rows = [(t, s) for t, s in matched if not (_empty(self._teacher, t, stops) or _empty(self._student, s, stops))]
         if not self._rows:
-            raise TrainingError(f"no pair to train on: {len(matched)} prompts have both responses, and all of them are empty; look at the responses in the run directory, then change sampling.temperature or the models")
+            why = f"all {len(matched)} pairs have an empty response" if matched else "no prompt has a response of both models"
+            raise TrainingError(f"nothing to train on: {why}; look at the responses in the run directory, then change sampling.temperature or the models")
         cut = [[self._cut(self._teacher, t), self._cut(self._student, s)] for t, s in self._rows]
         self.report = JoinReport(
             pairs=len(self._rows),

@@ -66,7 +66,7 @@ class TransformersSampler:
         ids, mask = left_padded([question.prompt_ids for question in batch], self.pad_id)
         device = self.model.device
         with neutral_generation(self.model, self._config(settings)) as model:
-            output = model.generate(  # type: ignore[operator]
+            output = model.generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device), logits_processor=_processors(settings, seeds, device, self.vocab)
             )
         answers = output[:, ids.shape[1] :].cpu().tolist()
@@ -91,13 +91,14 @@ class TransformersSampler:
 
 
 @contextmanager
-def neutral_generation(model: PreTrainedModel, config: transformers.GenerationConfig) -> Iterator[PreTrainedModel]:
+def neutral_generation(model: PreTrainedModel, config: transformers.GenerationConfig) -> Iterator[Any]:
     """The model with `config` as its only generation config, for a while.
 
     `generate` fills every value that is left out from the model's own config (Qwen's repetition_penalty 1.1, say), and
     would then sample another distribution than the one the loss is about.
     """
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     own, inner.generation_config = inner.generation_config, config
     try:
         yield inner

@@ -14,7 +14,7 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hubdistill.errors import TrainingError
-from hubdistill.files import write_json
+from hubdistill.files import write_atomically, write_json
 from hubdistill.training.telemetry import RoundBookkeeping
 from hubdistill.training.trainer import ContrastiveTrainer, Distillation
 
@@ -29,10 +29,14 @@ CURRICULUM, OPTIMIZER = "curriculum.json", "optimizer.pt"
 
 @dataclass(frozen=True, kw_only=True)
 class RoundFiles:
-    """Where a round's files are; `previous` is the round before, None for the first."""
+    """Where a round's files are; `previous` is the round before, None for the first.
+
+    `inputs` is a digest of all that the round depends on: a checkpoint made from other inputs is not gone on from.
+    """
 
     folder: Path
     previous: Path | None
+    inputs: str = ""
 
     @property
     def adapter(self) -> Path:
@@ -75,24 +79,37 @@ def train_round(model: PeftModel, pairs: Pairs, distillation: Distillation, spec
     """
     position, curriculum = distillation.position, distillation.curriculum
     checkpoints = files.folder / "checkpoints"
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    last = _last_checkpoint(checkpoints, files.inputs)
     _restore(distillation, files, last)
     arguments = TrainingArguments(**training_arguments(checkpoints, spec, seed=spec.seed + 1000 * position.round,
                                                        accumulation=accumulation, num_train_epochs=1))  # fmt: skip
     trainer = ContrastiveTrainer(
         model, arguments, pairs, distillation,
-        optimizer_state=torch.load(files.previous / OPTIMIZER, weights_only=True) if files.previous else None,
+        optimizer_state=torch.load(files.previous / OPTIMIZER, weights_only=True, map_location="cpu") if files.previous else None,
         callbacks=[RoundBookkeeping(curriculum, files.folder / "metrics.jsonl", position.round, progress)],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
-    curriculum.reduce = lambda sums: trainer.accelerator.reduce(sums.to(trainer.args.device), reduction="sum")
+    if trainer.accelerator.num_processes > 1:  # alone, the float64 sums stay on the CPU: MPS has no float64
+        curriculum.reduce = lambda sums: trainer.accelerator.reduce(sums.to(trainer.args.device), reduction="sum")
     outcome = trainer.train(resume_from_checkpoint=last)
     curriculum.end_round()
-    _require_finite(model, position.round)
+    require_finite(model, f"round {position.round}", "train.learning_rate")
     if trainer.is_world_process_zero():
         _save(model, trainer, files)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return {"steps": trainer.state.global_step, "loss": outcome.training_loss, **pairs.report.as_dict()}
+
+
+def _last_checkpoint(folder: Path, inputs: str) -> str | None:
+    """The last complete checkpoint with the same inputs; those of others are dropped."""
+    stamp = folder / "inputs"
+    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != inputs:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_atomically(stamp, inputs.encode())
+    for path in folder.glob("checkpoint-*"):
+        if not (path / CURRICULUM).is_file():  # written last; without it the checkpoint was cut off
+            shutil.rmtree(path)
+    return get_last_checkpoint(str(folder))
 
 
 def _restore(distillation: Distillation, files: RoundFiles, checkpoint: str | None) -> None:
@@ -101,10 +118,11 @@ def _restore(distillation: Distillation, files: RoundFiles, checkpoint: str | No
         distillation.curriculum.load_state_dict(json.loads((source / CURRICULUM).read_text()))
 
 
-def _require_finite(model: PeftModel, round: int) -> None:
+def require_finite(model: PeftModel, what: str, rate: str) -> None:
+    """Refuse an adapter with a NaN or an Inf; `what` made it, and `rate` names the learning rate that it had."""
     bad = [name for name, value in model.named_parameters() if value.requires_grad and not torch.isfinite(value).all()]
     if bad:
-        raise TrainingError(f"round {round} left {len(bad)} adapter weights that are not finite ({bad[0]}); lower train.learning_rate and run again")
+        raise TrainingError(f"{what} left {len(bad)} adapter weights that are not finite ({bad[0]}); lower {rate} and run again")
 
 
 def _save(model: PeftModel, trainer: ContrastiveTrainer, files: RoundFiles) -> None:

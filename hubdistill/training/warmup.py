@@ -11,7 +11,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from hubdistill.errors import TrainingError
 from hubdistill.files import write_atomically
-from hubdistill.training.rounds import training_arguments
+from hubdistill.training.rounds import require_finite, training_arguments
 from hubdistill.training.telemetry import metrics_lines
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class _Bookkeeping(TrainerCallback):
             self.progress(1)
 
     def on_log(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
         rows = [{"round": 0, **row} for row in state.log_history if "train_runtime" not in row]
         write_atomically(self.metrics, metrics_lines(rows))
 
@@ -44,7 +46,8 @@ def warm_up(model: PeftModel, tokenizer: Any, rows: Sequence[Row], spec: WarmupS
             accumulation: int, progress: Callable[[int], None] | None = None) -> dict[str, Any]:  # fmt: skip
     """Fine-tune the adapter on the responses of `rows` (token ids, loss on the response only).
 
-    Token ids go in as they are: rendering the text again could tokenise it differently.
+    Token ids go in as they are: rendering the text again could tokenise it differently. Raises TrainingError where
+    there are no rows, or the adapter is not finite afterwards.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -63,4 +66,5 @@ def warm_up(model: PeftModel, tokenizer: Any, rows: Sequence[Row], spec: WarmupS
     trainer = SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer, callbacks=[_Bookkeeping(files.metrics, progress)])
     trainer.remove_callback(PrinterCallback)
     outcome = trainer.train()
+    require_finite(model, "the warm-up", "warmup.learning_rate")
     return {"steps": trainer.state.global_step, "loss": outcome.training_loss, "rows": len(rows)}

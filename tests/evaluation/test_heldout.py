@@ -62,10 +62,8 @@ class StandInSubject:
 class WhoTokenizer:
     """The more trained, the more of the teacher's four words."""
 
-    SAYS = {"the teacher": "one two three four", "student": "zero", "warm-up": "one", "distilled": "one two"}
-
     def decode(self, ids, skip_special_tokens):
-        return self.SAYS[ids[0]]
+        return {"the teacher": "one two three four", "student": "zero", "warm-up": "one", "distilled": "one two"}[ids[0]]
 
 
 def heldout(names=("student", "warm-up", "distilled"), prompts=None, scorer=None):

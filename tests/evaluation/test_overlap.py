@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from hubdistill.evaluation.overlap import rouge_l
+from hubdistill.evaluation.overlap import Words, rouge_l
 from hubdistill.pairs.store import Response
 from tests import tiny
 
@@ -76,3 +76,11 @@ def test_responses_meet_by_prompt_id_and_not_by_place():
 
 def test_an_empty_response_scores_zero():
     assert score("", "the cat") == 0.0
+
+
+def test_english_is_cut_as_rouge_score_cuts_it_and_other_scripts_are_kept():
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    text = "The cats' 2nd_best running-shoes aren't (quite) HAPPILY tested at 3.5 km/h!"
+    assert Words().tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
+    assert Words().tokenize("猫は好き。Кошки, cats’ Ärger") == ["猫", "は", "好", "き", "кошки", "cat", "ärger"]

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 from hubdistill.errors import HubdistillError
-from hubdistill.hub import access, base_publish, failures, licenses, publish, pull
+from hubdistill.hub import access, base_publish, failures, publish, pull
 
 CALLS: dict[str, Callable[..., Any]] = {
     "check_access": access.check_access,
@@ -27,7 +27,6 @@ CALLS: dict[str, Callable[..., Any]] = {
     "pull": pull.pull,
     "usage": lambda ref: pull.usage(pull.pull(ref)),
     "fetch_recipe": pull.fetch_recipe,
-    "fetch_license": licenses.fetch_license,
 }
 
 

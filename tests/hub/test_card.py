@@ -17,6 +17,7 @@ from hubdistill.hub.base_publish import BaseFacts, render_base_card
 from hubdistill.hub.card import BaseModel, CardFacts, Data, License, Teacher, render_card
 from hubdistill.hub.card_check import validate_card
 from hubdistill.hub.card_merge import END, START, merge_card
+from hubdistill.hub.results import results
 from tests.hub.example_card import FACTS, GOLDEN
 from tests.hub_server import validate_card as hub_check
 
@@ -300,3 +301,11 @@ def test_metadata_of_people_is_kept_and_that_of_the_run_wins():
 def test_a_card_that_cannot_be_read_is_not_overwritten_silently():
     with pytest.raises(InputError, match="--overwrite-card"):
         merge_card("---\na: [1\nb: 2\n---\ntext", render_card(FACTS))
+
+
+def test_no_verdict_from_fewer_prompts_than_an_interval_can_stand_on():
+    def differences(n):
+        return results([replace(row, n=n) for row in FACTS.measurements]).differences
+
+    assert all("too few prompts to tell" in line for line in differences(19))
+    assert [line.rsplit(": ", 1)[1] for line in differences(20)] == ["better", "better", "no clear difference"]

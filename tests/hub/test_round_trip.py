@@ -17,7 +17,7 @@ from hubdistill.hub.card import License
 from hubdistill.hub.staging import stage
 from tests.hub.conftest import ALICE, ROOT
 from tests.hub.example_card import FACTS, render_card
-from tests.hub.test_publish import push, put, tree
+from tests.hub.test_publish import push, tree
 
 CARD = render_base_card(
     BaseFacts(
@@ -175,18 +175,3 @@ def test_base_folders_that_are_refused(tmp_path):
     (pickled / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(MissingError, match="only pickled weights"):
         base_files(pickled)
-
-
-def test_license_of_a_base_is_read_from_its_card(hub, client):
-    put(
-        hub,
-        "org/llama",
-        {"README.md": b"---\nlicense: other\nlicense_name: llama-x\nlicense_link: https://example.org/l\n---\n"},
-    )
-    put(hub, "org/none", {"README.md": b"no metadata"})
-    put(hub, "org/two", {"README.md": b"---\nlicense: [mit, apache-2.0]\n---\n"})
-    names = ("org/llama", "org/none", "org/two", "org/gone")
-    results, _ = client([{"call": "fetch_license", "args": [name]} for name in names])
-    assert results[0]["ok"] == {"id": "other", "name": "llama-x", "link": "https://example.org/l"}
-    assert results[1]["ok"] == results[2]["ok"] == {"id": None, "name": None, "link": None}
-    assert results[3]["error"] == "MissingError"

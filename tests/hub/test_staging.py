@@ -10,9 +10,9 @@ import stat
 import pytest
 
 from hubdistill.errors import InputError, MissingError, RunDirectoryError
-from hubdistill.hub.secrets import RedactingFilter, find_secrets
 from hubdistill.hub.publish import push
 from hubdistill.hub.pull import pull
+from hubdistill.hub.secrets import RedactingFilter, find_secrets
 from hubdistill.hub.staging import stage
 from tests.hub.conftest import ALICE, BASE, COMMIT, WEIGHTS, config, safetensors
 from tests.hub.example_card import FACTS, render_card

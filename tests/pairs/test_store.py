@@ -109,5 +109,5 @@ def test_pairs_join_by_prompt_id_and_count_what_is_left_out(tmp_path):
 
 
 def test_no_pair_at_all_is_an_error_that_says_so(tmp_path):
-    with pytest.raises(TrainingError, match="no pair to train on"):
+    with pytest.raises(TrainingError, match="nothing to train on: all 1 pairs have an empty response"):
         Pairs(collect(tmp_path, HEADER, QUESTIONS[7:8], Engine()), student_set(tmp_path, QUESTIONS[7:8]))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hubdistill import recipe_checks, recipe_reference
+from hubdistill import recipe_reference
 from hubdistill.recipe import Recipe
 from hubdistill.shipped import list_recipes
 from hubdistill.yaml_lines import parse
@@ -125,11 +125,3 @@ def test_the_schema_refuses_what_the_reader_refuses(case: Case) -> None:
 
 def test_the_schema_takes_the_base_of_the_corpus() -> None:
     assert fits(yaml.safe_load(BASE), SCHEMA)
-
-
-def test_what_the_checks_believe_of_the_presets_is_so() -> None:
-    from hubdistill.losses.contrastive import PRESETS
-
-    assert {name: preset.beta for name, preset in PRESETS.items()} == recipe_checks.PRESET_BETA
-    assert {name for name, preset in PRESETS.items() if preset.anchor == "off"} == set(recipe_checks.NO_CURRICULUM)
-    assert {(preset.alpha_low, preset.alpha_high) for preset in PRESETS.values()} == {recipe_checks.ALPHA_RANGE}

@@ -41,7 +41,7 @@ def fresh_student():
     return attach_adapter(tiny.make_model(2), LoraSpec(rank=4, alpha=8.0), seed=0)
 
 
-def train(folder: Path, pairs: Pairs, *, round: int = 1, rounds: int = 2, loss: dict | None = None, model=None, previous: Path | None = None, **spec):
+def train(folder: Path, pairs: Pairs, *, round: int = 1, rounds: int = 2, loss: dict | None = None, model=None, previous: Path | None = None, inputs: str = "", **spec):
     """One round as hubdistill runs it; returns the model, the round's files and its report."""
     settings = TrainSpec(**({"pairs_per_step": 4, "micro_batch": 2, "learning_rate": 0.01, "device": "cpu", "rounds": rounds} | spec))
     preset = resolve(loss or {})
@@ -49,7 +49,7 @@ def train(folder: Path, pairs: Pairs, *, round: int = 1, rounds: int = 2, loss: 
         model = load_adapter(tiny.make_model(2), previous / "adapter", trainable=True) if previous else fresh_student()
     distillation = Distillation(teacher=tiny.make_model(1, layers=3), modality=TARGET.modality, vocab=34, pad_id=0, preset=preset,
                                 position=Position(round=round, rounds=rounds), curriculum=AlphaCurriculum(preset, round=round))  # fmt: skip
-    files = RoundFiles(folder=folder, previous=previous)
+    files = RoundFiles(folder=folder, previous=previous, inputs=inputs)
     report = train_round(model, pairs, distillation, settings, files, accumulation=settings.pairs_per_step // settings.micro_batch)
     return model, files, report
 

@@ -90,7 +90,7 @@ def visited(monkeypatch):
 
 def test_two_rounds_equal_the_method_written_plainly(tmp_path, monkeypatch):
     seen = visited(monkeypatch)
-    first, second = make_pairs(tmp_path / "p1", 10, seed=1), make_pairs(tmp_path / "p2", 11, seed=2)
+    first, second = make_pairs(tmp_path / "p1", 10, seed=11), make_pairs(tmp_path / "p2", 11, seed=12)
     train(tmp_path / "r1", first, round=1)
     model, files, _ = train(tmp_path / "r2", second, round=2, previous=tmp_path / "r1")
     places = [{pairs[i].prompt_id: i for i in range(len(pairs))} for pairs in (first, second)]
@@ -133,27 +133,49 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     assert max((plain[name] - saved[name]).abs().max().item() for name in plain) < 1e-5
 
 
-@pytest.mark.parametrize("loss", [{}, {"anchor": "ema"}])
-def test_an_interrupted_round_goes_on_to_the_same_bits(tmp_path, monkeypatch, loss):
-    pairs = make_pairs(tmp_path / "pairs", 20)
-    whole, files, _ = train(tmp_path / "whole", pairs, save_every=1, loss=loss)
+def interrupted(monkeypatch, folder, pairs, at, **settings):
     original = rounds_module.RoundBookkeeping.on_step_end
 
     def dies(self, args, state, control, **kwargs):
         original(self, args, state, control, **kwargs)
-        if state.global_step == 4:
+        if state.global_step == at:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(rounds_module.RoundBookkeeping, "on_step_end", dies)
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "cut", pairs, save_every=1, loss=loss)
+            train(folder, pairs, save_every=1, **settings)
+
+
+@pytest.mark.parametrize("loss", [{}, {"anchor": "ema"}])
+def test_an_interrupted_round_goes_on_to_the_same_bits(tmp_path, monkeypatch, loss):
+    pairs = make_pairs(tmp_path / "pairs", 20)
+    whole, files, _ = train(tmp_path / "whole", pairs, save_every=1, loss=loss)
+    interrupted(monkeypatch, tmp_path / "cut", pairs, at=4, loss=loss)
     assert not (tmp_path / "cut" / "adapter").exists()
     resumed, cut_files, _ = train(tmp_path / "cut", pairs, save_every=1, loss=loss)
     expected, found = adapter_of(whole), adapter_of(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     for name in ("curriculum.json", "metrics.jsonl"):
         assert (cut_files.folder / name).read_text() == (files.folder / name).read_text()
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path, monkeypatch):
+    pairs = make_pairs(tmp_path / "pairs", 20)
+    whole = adapter_of(train(tmp_path / "whole", pairs, save_every=1)[0])
+    interrupted(monkeypatch, tmp_path / "cut", pairs, at=4)
+    (tmp_path / "cut" / "checkpoints" / "checkpoint-3" / "curriculum.json").unlink()
+    (tmp_path / "cut" / "checkpoints" / "checkpoint-3" / "trainer_state.json").write_text("{")
+    resumed = adapter_of(train(tmp_path / "cut", pairs, save_every=1)[0])
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(tmp_path, monkeypatch):
+    pairs = make_pairs(tmp_path / "pairs", 20)
+    whole = adapter_of(train(tmp_path / "whole", pairs, inputs="new", learning_rate=0.002)[0])
+    interrupted(monkeypatch, tmp_path / "cut", pairs, at=4, inputs="old")
+    again = adapter_of(train(tmp_path / "cut", pairs, inputs="new", learning_rate=0.002)[0])
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_metrics_tell_the_method_s_quantities(tmp_path):
