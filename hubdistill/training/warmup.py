@@ -49,11 +49,12 @@ def warm_up(model: PeftModel, tokenizer: Any, rows: Sequence[Row], spec: WarmupS
     Token ids go in as they are: rendering the text again could tokenise it differently. Raises TrainingError where
     there are no rows, or the adapter is not finite afterwards.
     """
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from trl import SFTConfig, SFTTrainer
 
     if not rows:
         raise TrainingError("warm-up has nothing to train on: no prompt has a response; set warmup.kind: none, or warmup.responses: teacher")
+    disable_progress_bars()  # TRL maps the rows once more, in no time
     dataset = Dataset.from_list([
         {"input_ids": [*row.prompt_ids, *row.response_ids],
          "completion_mask": [0] * len(row.prompt_ids) + [1] * len(row.response_ids)}

@@ -301,7 +301,7 @@ def test_real_data_sets_are_read_whole(name: str, column: str, rows: int) -> Non
 
 def test_shipped_data_are_found_from_anywhere_and_in_a_recipe_from_the_hub():
     facts = check_source(PromptsSpec(dataset="shipped:quickstart_prompts.jsonl"), None)
-    assert (facts.kind, facts.rows) == ("local", 700)
+    assert (facts.kind, facts.rows, facts.license) == ("local", 700, "apache-2.0")
     for name in ("shipped:nothing.jsonl", "shipped:../quickstart.yaml", "shipped:/etc/passwd"):
         with pytest.raises(MissingError, match=r"there is quickstart_prompts\.jsonl"):
             check_source(PromptsSpec(dataset=name), None)
