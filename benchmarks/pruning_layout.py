@@ -23,7 +23,7 @@ from hubdistill.models.load import load_model
 from hubdistill.models.pruned import kept_layers, shorten_config
 from hubdistill.models.sources import find_model
 from hubdistill.pairs.store import read_responses
-from hubdistill.specs import ModelSpec
+from hubdistill.specs import TeacherSpec
 
 
 def layouts(count: int, depth: int) -> dict[str, tuple[int, ...]]:
@@ -51,7 +51,7 @@ def pruned(model, kept: tuple[int, ...]):
 
 def main(run: Path) -> None:
     recipe = json.loads((run / "plan.json").read_text())["recipe"]
-    teacher = load_model(find_model(ModelSpec(**recipe["teacher"]), run), "float32", torch.device("cpu"))
+    teacher = load_model(find_model(TeacherSpec(**recipe["teacher"]), run), "float32", torch.device("cpu"))
     responses = list(read_responses(run / "evaluation", "teacher").rows())
     scorer = Scorer(teacher, TEXT, teacher.config.vocab_size, 0)
     depth = teacher.config.num_hidden_layers

@@ -20,8 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=f"not i
 # What follows the user's own lines: the logits of two real sentences.
 LOGITS = """
 import torch
-from transformers import AutoTokenizer
-words = tokenizer(["The capital of France is Paris.", "Water boils at one hundred degrees"], return_tensors="pt", padding=True)
+words = tok(["The capital of France is Paris.", "Water boils at one hundred degrees"], return_tensors="pt", padding=True)
 with torch.no_grad():
     torch.save(model(**words).logits, "logits.pt")
 """
@@ -29,7 +28,7 @@ HERE = """
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 base, adapter = {base!r}, {adapter!r}
-tokenizer = AutoTokenizer.from_pretrained(base)
+tok = AutoTokenizer.from_pretrained(base)
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="auto"), adapter)
 """
 
