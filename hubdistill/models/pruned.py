@@ -20,8 +20,8 @@ ORIGIN_FILE = "hubdistill_origin.json"
 def kept_layers(layers: int | tuple[int, ...], depth: int) -> tuple[int, ...]:
     """The layer numbers to keep out of `depth`; a count leaves out one block in the middle.
 
-    Neighbouring middle layers do similar work, and the first and last do not: 24 of SmolLM2's 30 layers are 1.1 nats a
-    token from the whole model this way and 3.3 when spread evenly (docs/lab_notes.md; cf. ShortGPT, arXiv 2403.03853).
+    Neighbouring middle layers do similar work, and the first and last do not: 24 of SmolLM2's 30 layers are 1.0 nats a
+    token from the whole model this way and 3.1 when spread evenly (docs/lab_notes.md; cf. ShortGPT, arXiv 2403.03853).
     Raises InputError when more layers are asked for than there are.
     """
     if isinstance(layers, int):
