@@ -112,7 +112,7 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False) -> Plan:
 
     Raises RecipeError with every problem found; `offline` leaves what is not cached unresolved instead.
     """
-    recipe, processes = loaded.recipe, int(os.environ.get("WORLD_SIZE", "1"))
+    recipe, processes = loaded.recipe, int(os.environ.get("WORLD_SIZE") or 1)
     problems = _check_settings(recipe, processes)
     found = _resolve(loaded, offline, problems)
     teacher, source, student, prompts = found
@@ -160,6 +160,15 @@ def _check_settings(recipe: Recipe, processes: int) -> list[str]:
         )
     if recipe.sampling.engine == "vllm":
         problems.append("sampling.engine: vllm is not in this version; write `transformers`")
+    if recipe.student.dtype == "float16":
+        problems.append("student.dtype: gradients vanish in float16; write bfloat16 or float32")
+    problems += [
+        f"{key}: the student trains on the first GPU that it sees; write `{device.split(':')[0]}` and choose the GPU with CUDA_VISIBLE_DEVICES"
+        for key, device in (("train.device", recipe.train.device),)
+        if ":" in device and not device.endswith(":0")
+    ]
+    if processes > 1:
+        problems.append(f"several processes (WORLD_SIZE is {processes}) are not in this version; start hubdistill without torchrun or accelerate")
     tracker = recipe.train.tracker
     if tracker != "none" and not importlib.util.find_spec(tracker):
         problems.append(f"train.tracker: {tracker} is not installed; `pip install {tracker}`, or write `none` (metrics.jsonl is always written)")

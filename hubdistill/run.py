@@ -25,7 +25,7 @@ from hubdistill.pairs.prompts import Prompt, load_prompts, read_prompts, save_pr
 from hubdistill.pairs.store import ResponseSet, read_responses
 from hubdistill.plan import Plan
 from hubdistill.rundir import RunDirectory
-from hubdistill.stages import NOT_THE_TEXT, Reporter, Workshop, borrowed
+from hubdistill.stages import NOT_THE_RESULT, NOT_THE_TEXT, Reporter, Workshop, borrowed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -120,7 +120,7 @@ class Run:
 
     def _optimisation(self, *without: str) -> dict[str, Any]:
         """The fields of `train` that training depends on."""
-        return self.plan.recipe.train.model_dump(exclude={"tracker", "save_every", *without})
+        return self.plan.recipe.train.model_dump(exclude={*NOT_THE_RESULT, *without})
 
     def _adapter(self, number: int) -> Path:
         """Folder of the adapter after a round; 0 is the one that the first round starts from."""
@@ -143,34 +143,41 @@ class Run:
                 save_adapter(model, self._adapter(0))
             return result
 
-        rows = self.directory.digests["round_1-teacher"] if spec.responses == "teacher" else recipe.sampling.max_tokens
-        inputs = [spec.model_dump(), self._optimisation("rounds"), recipe.lora.model_dump(), self._model("student"),
-                  self.directory.digests["prompts"], rows]  # fmt: skip
+        inputs: list[Any] = [spec.kind, recipe.train.seed, recipe.lora.model_dump(), self._model("student")]
+        if spec.kind != "none":
+            rows = self.directory.digests["round_1-teacher"] if spec.responses == "teacher" else recipe.sampling.max_tokens
+            inputs += [spec.model_dump(), self._optimisation("rounds"), self.directory.digests["prompts"], self.plan.vocab, rows]
         self.directory.stage("warmup", inputs, outputs, work)
 
     def _fine_tune(self, model: Any) -> dict[str, Any]:
         from hubdistill.training.warmup import WarmupFiles, warm_up
 
         recipe = self.plan.recipe
-        rows = self._warm_up_rows()
+        rows, counts = self._warm_up_rows()
         files = WarmupFiles(self.path / "warmup" / "checkpoints", self.path / "warmup" / "metrics.jsonl")
         steps = math.ceil(len(rows) / recipe.train.pairs_per_step * recipe.warmup.epochs)
         self.reporter.start("warm-up", steps, "steps")
-        return warm_up(model, self.shop.tokenizer, rows, recipe.warmup, recipe.train, files,
-                       accumulation=self.plan.accumulation, progress=self.reporter.advance)  # fmt: skip
+        result = warm_up(model, self.shop.tokenizer, rows, recipe.warmup, recipe.train, files, pad_id=self.shop.pad_id,
+                         accumulation=self.plan.accumulation, progress=self.reporter.advance)  # fmt: skip
+        return result | counts
 
-    def _warm_up_rows(self) -> list[Row]:
+    def _warm_up_rows(self) -> tuple[list[Row], dict[str, int]]:
+        """Responses to fine-tune on, and how many were left out or cut at the length limit."""
+        shop, limit = self.shop, self.plan.recipe.sampling.max_tokens
         if self.plan.recipe.warmup.responses == "teacher":
-            return [Row(r.prompt_ids, r.response_ids) for r in self._responses("round_1", "teacher").rows() if len(r.response_ids) > 1]
-        tokenizer, limit = self.shop.tokenizer, self.plan.recipe.sampling.max_tokens
-        rows = []
-        for prompt in self._read("train"):
-            if prompt.response:
-                ids = tokenizer(prompt.response, add_special_tokens=False)["input_ids"]
-                # A response that is cut gets no end: it did not end there.
-                ids = ids[:limit] if len(ids) >= limit else [*ids, tokenizer.eos_token_id]
-                rows.append(Row(tuple(self.shop.encode(prompt.messages)), tuple(ids)))
-        return rows
+            answers = list(self._responses("round_1", "teacher").rows())
+            rows = [Row(r.prompt_ids, r.response_ids) for r in answers if len(r.response_ids) > 1]
+            return rows, {"empty": len(answers) - len(rows), "cut": sum(r.finish_reason == "length" for r in answers)}
+        prompts = self._read("train")
+        rows, counts = [], {"without_response": 0, "cut": 0, "outside_vocabulary": 0}
+        for prompt, question in zip(prompts, shop.questions(prompts), strict=True):
+            ids = [*shop.tokenizer(prompt.response or "", add_special_tokens=False)["input_ids"], shop.end_id]
+            counts["without_response"] += len(ids) == 1
+            counts["outside_vocabulary"] += max(ids) >= shop.vocab
+            if len(ids) > 1 and max(ids) < shop.vocab:
+                counts["cut"] += len(ids) > limit  # a response that is cut gets no end: it did not end there
+                rows.append(Row(question.prompt_ids, tuple(ids[:limit])))
+        return rows, counts
 
     def _responses(self, folder: str, who: str) -> ResponseSet:
         found = read_responses(self.path / folder, who)
@@ -184,7 +191,7 @@ class Run:
         inputs = [self.directory.digests[f"round_{self._teacher_round(number)}-teacher"], self.directory.digests[f"{name}-student"],
                   self.directory.digests["warmup" if number == 1 else f"round_{number - 1}-train"], self._model("teacher"), self._model("student"),
                   self.plan.vocab, asdict(self.plan.preset), self._optimisation(), number, __version__]  # fmt: skip
-        files = RoundFiles(folder=self.path / name, previous=self.path / f"round_{number - 1}" if number > 1 else None, inputs=digest_of(inputs))
+        files = RoundFiles(folder=self.path / name, previous=self.path / f"round_{number - 1}" if number > 1 else None, inputs=digest_of([inputs, self.plan.recipe.train.micro_batch]))
         outputs = [f"{name}/{file}" for file in ("adapter", "optimizer.pt", "curriculum.json", "metrics.jsonl")]
         self.directory.stage(f"{name}-train", inputs, outputs, lambda: self._train_round(number, files))
         self._gather_metrics(number)
@@ -205,7 +212,10 @@ class Run:
                                accumulation=plan.accumulation, progress=self.reporter.advance)  # fmt: skip
 
     def _gather_metrics(self, last: int) -> None:
-        parts = [self.path / folder / "metrics.jsonl" for folder in ("warmup", *(f"round_{i}" for i in range(1, last + 1)))]
+        folders = [f"round_{i}" for i in range(1, last + 1)]
+        if self.plan.recipe.warmup.kind != "none":  # else the file would be of an earlier recipe
+            folders.insert(0, "warmup")
+        parts = [self.path / folder / "metrics.jsonl" for folder in folders]
         write_atomically(self.path / "metrics.jsonl", b"".join(part.read_bytes() for part in parts if part.is_file()))
 
     def _evaluate(self) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from hubdistill.errors import InputError
 from hubdistill.files import folder_sha256
-from hubdistill.models.load import load_tokenizer, pick_device, template_hash
+from hubdistill.models.load import end_of_turn, generation_stops, load_tokenizer, pick_device, template_hash
 from hubdistill.models.lora import attach_adapter, load_adapter
 from hubdistill.models.pruned import build_pruned
 from hubdistill.models.vocab import common_vocab
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-NOT_THE_TEXT = {"resample_teacher", "batch_size"}  # fields of `sampling` that the text of a response does not depend on
+NOT_THE_TEXT = {"resample_teacher", "batch_size"}  # fields of `sampling` that decide no response, but for rounding
+NOT_THE_RESULT = {"tracker", "save_every", "micro_batch", "gradient_checkpointing", "device"}  # and fields of `train` that decide no adapter
 
 
 class Reporter(Protocol):
@@ -89,17 +90,16 @@ class Workshop:
         return common_vocab(self.tokenizer, load_tokenizer(self.plan.student_source), *rows)
 
     @cached_property
+    def end_id(self) -> int:
+        """Id that ends the assistant's turn in the teacher's template."""
+        return end_of_turn(self.tokenizer)
+
+    @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a response of either model: the teacher's template decides, the student may know others."""
-        from transformers import GenerationConfig
-
-        found = {self.tokenizer.eos_token_id}
+        found = {self.tokenizer.eos_token_id, self.end_id}
         for facts in (self.plan.teacher, self.plan.student_source):
-            try:
-                named = GenerationConfig.from_pretrained(facts.location, revision=facts.revision or "main").eos_token_id
-            except OSError:  # the file is optional
-                named = facts.text_config.get("eos_token_id")
-            found.update([named] if isinstance(named, int) else named or [])
+            found.update(generation_stops(facts))
         return tuple(sorted(i for i in found if i is not None and i < self.vocab))
 
     @property
@@ -109,8 +109,8 @@ class Workshop:
         return pad if pad is not None and pad < self.vocab else self.stop_ids[0]
 
     def questions(self, prompts: Sequence[Prompt]) -> list[Question]:
-        """Prompts as token ids. Raises InputError where the template uses a token that the student does not have."""
-        found = [Question(prompt.id, tuple(self.encode(prompt.messages))) for prompt in prompts]
+        """Saved prompts as token ids: rendered once, since a template may write the date. Raises InputError where the template uses a token that the student does not have."""
+        found = [Question(prompt.id, prompt.prompt_ids) for prompt in prompts]
         highest = max((i for question in found for i in question.prompt_ids), default=0)
         if highest >= self.vocab:
             token = self.tokenizer.convert_ids_to_tokens(highest)
@@ -120,9 +120,9 @@ class Workshop:
     def sample(self, folder: Path, who: str, purpose: str, model: PreTrainedModel, questions: Sequence[Question], adapter: Path | None = None) -> ResponseSet:
         """Sample one response a question into `folder`, resumable; see pairs/store.py."""
         recipe = self.plan.recipe
-        facts = self.plan.teacher if who == "teacher" else self.plan.student
+        facts, spec = (self.plan.teacher, recipe.teacher) if who == "teacher" else (self.plan.student, recipe.student)
         header = ResponseHeader(
-            who=who, purpose=purpose, model=facts.reference, commit=facts.commit, adapter=folder_sha256(adapter) if adapter else None,
+            who=who, purpose=purpose, model=facts.reference, commit=facts.commit, dtype=spec.dtype, vocab=self.vocab, adapter=folder_sha256(adapter) if adapter else None,
             template=template_hash(self.tokenizer), sampling=recipe.sampling.model_dump(exclude=NOT_THE_TEXT),
             stop_ids=self.stop_ids, engine=TransformersSampler.engine, engine_version=TransformersSampler.version, seed=recipe.train.seed,
         )  # fmt: skip

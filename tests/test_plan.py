@@ -327,15 +327,30 @@ def test_a_model_that_names_no_positions_is_not_refused(folder):
     assert plan_of(folder, "prompts.max_tokens=99999").steps == 2
 
 
-@pytest.mark.parametrize(("world", "fine"), [("1", True), ("2", True), ("3", False), ("4", False)])
-def test_the_step_must_divide_into_micro_batches_of_all_processes(folder, monkeypatch, world, fine):
-    monkeypatch.setenv("WORLD_SIZE", world)
-    if fine:
-        plan = plan_of(folder)
-        assert plan.accumulation * plan.processes * 2 == 4
-    else:
-        expected = f"train.pairs_per_step: 4 is not a multiple of micro_batch x processes = 2 x {world}; change one of them"
-        assert problems_of(folder) == (expected,)
+def test_the_step_must_divide_into_micro_batches(folder):
+    assert plan_of(folder).accumulation == 2
+    assert plan_of(folder, "train.micro_batch=4").accumulation == 1
+    expected = "train.pairs_per_step: 4 is not a multiple of micro_batch x processes = 3 x 1; change one of them"
+    assert problems_of(folder, "train.micro_batch=3") == (expected,)
+
+
+def test_several_processes_are_refused(folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    expected = "several processes (WORLD_SIZE is 2) are not in this version; start hubdistill without torchrun or accelerate"
+    assert problems_of(folder) == (expected,)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert plan_of(folder).processes == 1
+
+
+def test_a_student_in_float16_is_refused_and_a_teacher_is_not(folder):
+    assert problems_of(folder, "student.dtype=float16") == ("student.dtype: gradients vanish in float16; write bfloat16 or float32",)
+    assert plan_of(folder, "teacher.dtype=float16").resolved
+
+
+def test_a_gpu_of_the_student_other_than_the_first_is_refused(folder):
+    expected = "train.device: the student trains on the first GPU that it sees; write `cuda` and choose the GPU with CUDA_VISIBLE_DEVICES"
+    assert problems_of(folder, "train.device=cuda:1") == (expected,)
+    assert plan_of(folder, "train.device=cuda:0", "teacher.device=cuda:1").resolved
 
 
 def test_an_engine_that_is_not_there_yet_is_refused(folder):

@@ -181,4 +181,6 @@ def _lengths(responses: Responses) -> Tensor:
 def _response_means(values_N: Tensor, responses: Responses) -> Tensor:
     import torch
 
-    return torch.segment_reduce(values_N, "mean", lengths=_lengths(responses))
+    # Not torch.segment_reduce: it exists on CPU and CUDA only (torch 2.13).
+    parts = values_N.split(torch.as_tensor(responses.lengths_B).tolist())
+    return torch.stack([part.mean() for part in parts])

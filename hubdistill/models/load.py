@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import huggingface_hub
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import cached_file
 
 from hubdistill.errors import InputError
+from hubdistill.hub_errors import hub_problem
 from hubdistill.losses.chunked import Head
-from hubdistill.models.sources import ModelFacts, cached_config
+from hubdistill.models.sources import ModelFacts, cached_config, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,9 +53,11 @@ def load_model(facts: ModelFacts, dtype: str, device: torch.device) -> PreTraine
 
 def read_weights(facts: ModelFacts, dtype: torch.dtype | str) -> PreTrainedModel:
     """A causal LM from its safetensors files, on the CPU. Raises InputError unless every weight is in them."""
+    # Gemma-2 caps its attention scores; sdpa, the default, leaves the cap out and so computes another model.
+    capped: Any = {"attn_implementation": "eager"} if facts.text_config.get("attn_logit_softcapping") else {}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(facts.location, revision=facts.revision, dtype=dtype, use_safetensors=True,
-                                                           trust_remote_code=facts.trust_remote_code, output_loading_info=True)  # fmt: skip
+                                                           trust_remote_code=facts.trust_remote_code, output_loading_info=True, **capped)  # fmt: skip
     except LOAD_PROBLEMS as problem:
         raise InputError(f"{facts.reference}: transformers cannot load it as a causal language model ({problem}); check the model and its revision") from problem
     model, found = loaded
@@ -77,6 +83,35 @@ def load_tokenizer(facts: ModelFacts, *, offline: bool = False) -> PreTrainedTok
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Digest of the chat template; responses are only comparable under the same one."""
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that ends an assistant's turn in the chat template. In Gemma it is `<end_of_turn>`, and eos is another."""
+    from jinja2.exceptions import TemplateError
+
+    said = "answer"
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}]
+    try:
+        _, found, after = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(said)
+    except (TemplateError, ValueError):  # no template, or one that says what is wrong when a prompt is rendered
+        return tokenizer.eos_token_id
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if found else []
+    return next((i for i in ids if i in special), tokenizer.eos_token_id)
+
+
+def generation_stops(facts: ModelFacts) -> list[int]:
+    """Ids that the model's generation config stops at, or its config where there is none. Raises HubError."""
+    try:
+        # Not GenerationConfig.from_pretrained: it raises the same error for no such file and for no answer.
+        path = cached_file(facts.location, "generation_config.json", revision=facts.revision, _raise_exceptions_for_missing_entries=False)
+    except OSError as problem:
+        if not huggingface_hub.constants.HF_HUB_OFFLINE:  # offline, what is not in the cache is not there
+            raise hub_problem(problem, f"model {facts.reference}", facts.revision) from problem
+        path = None
+    config = read_json(Path(path)) if path else {}
+    named = config.get("eos_token_id", facts.text_config.get("eos_token_id"))
+    return [named] if isinstance(named, int) else list(named or [])
 
 
 def head_of(model: PreTrainedModel) -> Head:

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
-    """Names of the linear layers inside the language model's blocks (never the head, never another tower), sorted."""
-    blocks = model.get_decoder().layers
+    """Names of the linear layers inside the language model's blocks (never the head, never another tower), sorted. Raises InputError."""
+    blocks = getattr(model.get_decoder(), "layers", None)
+    if blocks is None:
+        raise InputError(f"student.model: {type(model).__name__} keeps its blocks where hubdistill cannot find them; choose a student of a newer family (Llama, Qwen, Gemma, ...)")
     names = {name.rsplit(".", 1)[-1] for name, module in blocks.named_modules() if isinstance(module, torch.nn.Linear)}
     return sorted(names)
 

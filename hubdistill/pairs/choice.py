@@ -17,8 +17,8 @@ CANDIDATES = (1024, 8192)  # tried in turn; a flatter distribution is sorted who
 class SeededChoice(LogitsProcessor):
     """Samples the nucleus of each row; leaves 0 at the chosen id and -inf elsewhere, for a greedy `generate` to take.
 
-    Each row has numbers of its own, drawn on the CPU, one a token: the same seed gives the same text beside other
-    rows, and on another device. `generate(do_sample=True)` draws all rows from one stream. Each number picks its token
+    Each row has numbers of its own, drawn on the CPU, one a token: the same scores give the same text
+    beside other rows, and on another device. `generate(do_sample=True)` draws all rows from one stream. Each number picks its token
     by the inverse of the cumulative probabilities in the order of the ids.
     """
 

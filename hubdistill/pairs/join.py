@@ -46,6 +46,9 @@ class Pairs(Sequence[Pair]):
         if not self._rows:
             why = f"all {len(matched)} pairs have an empty response" if matched else "no prompt has a response of both models"
             raise TrainingError(f"nothing to train on: {why}; look at the responses in the run directory, then change sampling.temperature or the models")
+        for t, s in self._rows:
+            if self._teacher["prompt_ids"][t] != self._student["prompt_ids"][s]:
+                raise TrainingError(f"prompt {teacher_prompts[t]} was sampled with other token ids by the student than by the teacher; delete the folders of the rounds in the run directory and run again")
         cut = [[self._cut(self._teacher, t), self._cut(self._student, s)] for t, s in self._rows]
         self.report = JoinReport(
             pairs=len(self._rows),

@@ -23,6 +23,7 @@ class Prompt:
     id: str
     messages: tuple[Message, ...]
     response: str | None = None  # ground truth
+    prompt_ids: tuple[int, ...] = ()  # rendered by the teacher's template; there once it was saved
 
 
 @dataclass(frozen=True)

@@ -152,8 +152,8 @@ def _read_saved(path: Path) -> Iterator[Prompt]:
 
     again = f"{path}: is not a file of prompts that can be read; delete it and run the command again"
     try:
-        table = pq.read_table(path, columns=["prompt_id", "messages", "response"])
+        table = pq.read_table(path, columns=["prompt_id", "messages", "response", "prompt_ids"])
         for row in table.to_pylist():
-            yield Prompt(row["prompt_id"], tuple(json.loads(row["messages"])), row["response"])
+            yield Prompt(row["prompt_id"], tuple(json.loads(row["messages"])), row["response"], tuple(row["prompt_ids"]))
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as problem:
         raise InputError(f"{again} ({problem})") from problem

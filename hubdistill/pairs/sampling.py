@@ -1,7 +1,8 @@
 """Sampling responses: the protocol every engine follows, and the transformers engine.
 
-The vLLM engine is another `Sampler` with the same promise: the same seed gives the same text for a prompt, whatever
-else is in its batch and however often the run was interrupted.
+The vLLM engine is another `Sampler` with the same promise: the same seed gives the same noise for a prompt, whatever
+else is in its batch and however often the run was interrupted. In float32 that is the same text; in 16 bits, where the
+rounding of the scores depends on the batch, it is the same text for the same batches, and a rerun forms the same ones.
 """
 
 from __future__ import annotations

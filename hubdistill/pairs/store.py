@@ -59,6 +59,8 @@ class ResponseHeader:
     purpose: str  # "round 1", "held-out"
     model: str
     commit: str
+    dtype: str  # of the weights, as the recipe says
+    vocab: int  # ids that could be sampled
     adapter: str | None  # digest of the adapter's weights
     template: str  # digest of the chat template
     sampling: dict[str, Any]
@@ -88,7 +90,7 @@ class ResponseSet:
 
 
 def seed_for(seed: int, purpose: str, who: str, prompt_id: str) -> int:
-    """A seed of one prompt's own, so that a rerun, a resume or another batch size gives the same text."""
+    """A seed of one prompt's own, so that its noise is the same in a rerun, a resume and another batch."""
     return int.from_bytes(hashlib.sha256(f"{seed}|{purpose}|{who}|{prompt_id}".encode()).digest()[:7], "big")
 
 
@@ -97,7 +99,7 @@ def collect(folder: Path, header: ResponseHeader, questions: Sequence[Question],
 
     `sample` gets all questions whose answer is not on disk and yields finished batches of responses.
     """
-    wanted = digest_of([header.digest, [question.prompt_id for question in questions]])
+    wanted = digest_of([header.digest, [[question.prompt_id, question.prompt_ids] for question in questions]])
     finished = read_responses(folder, header.who, expect=wanted)
     if finished is not None:
         return finished

@@ -31,6 +31,13 @@ def load(facts: ModelFacts, spec: ModelSpec, device: torch.device) -> PreTrained
     return model
 
 
+def load_student(facts: ModelFacts, spec: ModelSpec, device: torch.device) -> PreTrainedModel:
+    """`load`, but a float16 checkpoint is read as bfloat16: gradients of a loss that is not scaled vanish in float16."""
+    saved = facts.text_config.get("dtype") or facts.text_config.get("torch_dtype")
+    as_read = "bfloat16" if spec.dtype == "auto" and saved == "float16" and device.type != "cpu" else spec.dtype
+    return load(facts, spec.model_copy(update={"dtype": as_read}), device)
+
+
 def check(teacher: ModelFacts, student: ModelFacts) -> list[str]:
     """Problems that make a text recipe impossible, from the configs alone."""
     problems = []
@@ -60,5 +67,5 @@ def facts(options: TextOptions) -> dict[str, str]:
 
 
 TARGET = Target(
-    name="text", options=TextOptions, modality=TEXT, load_student=load, load_teacher=load, check=check, evaluate=evaluate, facts=facts
+    name="text", options=TextOptions, modality=TEXT, load_student=load_student, load_teacher=load, check=check, evaluate=evaluate, facts=facts
 )

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import PrinterCallback, TrainingArguments
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hubdistill.pairs.join import Pairs
     from hubdistill.specs import TrainSpec
 
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 CURRICULUM, OPTIMIZER = "curriculum.json", "optimizer.pt"
 
 
@@ -70,6 +71,13 @@ def training_arguments(output: Path, spec: TrainSpec, *, seed: int, accumulation
     }
 
 
+def on_one_device(arguments: Arguments) -> Arguments:
+    """The arguments of a process that uses one device. By itself the Trainer spreads over all GPUs it sees
+    (torch.nn.DataParallel), with micro-batches so many times as large; the second GPU may be the teacher's."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
 def train_round(model: PeftModel, pairs: Pairs, distillation: Distillation, spec: TrainSpec, files: RoundFiles, *,
                 accumulation: int, progress: Callable[[int], None] | None = None) -> dict[str, Any]:  # fmt: skip
     """Train one pass over the pairs, going on from this round's last checkpoint if there is one.
@@ -81,8 +89,8 @@ def train_round(model: PeftModel, pairs: Pairs, distillation: Distillation, spec
     checkpoints = files.folder / "checkpoints"
     last = _last_checkpoint(checkpoints, files.inputs)
     _restore(distillation, files, last)
-    arguments = TrainingArguments(**training_arguments(checkpoints, spec, seed=spec.seed + 1000 * position.round,
-                                                       accumulation=accumulation, num_train_epochs=1))  # fmt: skip
+    arguments = on_one_device(TrainingArguments(**training_arguments(
+        checkpoints, spec, seed=spec.seed + 1000 * position.round, accumulation=accumulation, num_train_epochs=1)))  # fmt: skip
     trainer = ContrastiveTrainer(
         model, arguments, pairs, distillation,
         optimizer_state=torch.load(files.previous / OPTIMIZER, weights_only=True, map_location="cpu") if files.previous else None,

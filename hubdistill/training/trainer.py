@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from hubdistill.errors import TrainingError
-from hubdistill.losses.chunked import Responses
+from hubdistill.losses.chunked import Head, Responses
 from hubdistill.losses.contrastive import LossPreset, contrastive_loss, response_gaps
 from hubdistill.losses.schedules import AlphaCurriculum, beta_at
 from hubdistill.modalities.base import Batch, Modality, Row
@@ -138,13 +139,13 @@ class ContrastiveTrainer(Trainer):
         pairs, *tokens = self._step_size
         student = self.accelerator.unwrap_model(model)
         loss, per_token = contrastive_loss(
-            responses, head_of(student.get_base_model()), self._teacher_head(device), settings.preset, beta=beta,
+            responses, head_of(student.get_base_model()), self._teacher_head, settings.preset, beta=beta,
             alpha=settings.curriculum.rule(), pairs=pairs, side_tokens=(tokens[0], tokens[1]), vocab=settings.vocab,
         )  # fmt: skip
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1} of round {settings.position.round}, on prompts "
-                f"{', '.join(inputs['prompt_ids'])}; the last checkpoint is kept, lower train.learning_rate and run again"
+                f"{', '.join(inputs['prompt_ids'])}; lower train.learning_rate and run again (the samples are kept)"
             )
         settings.curriculum.observe(response_gaps(per_token, responses), responses.from_student_B)
         self.telemetry.add(per_token, responses, settings.preset, beta)
@@ -164,6 +165,8 @@ class ContrastiveTrainer(Trainer):
     def _teacher_hidden(self, batch: Batch) -> torch.Tensor:
         return self._hidden(self.distillation.teacher, batch.teacher, batch.teacher_rows_N, batch.teacher_columns_N)
 
-    def _teacher_head(self, device: torch.device):
-        head = head_of(self.distillation.teacher)
+    @cached_property
+    def _teacher_head(self) -> Head:
+        # Kept: where the teacher has a device of its own, this is a copy of up to a gigabyte.
+        head, device = head_of(self.distillation.teacher), self.args.device
         return replace(head, weight=head.weight.to(device), bias=None if head.bias is None else head.bias.to(device))

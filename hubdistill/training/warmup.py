@@ -11,7 +11,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from hubdistill.errors import TrainingError
 from hubdistill.files import write_atomically
-from hubdistill.training.rounds import require_finite, training_arguments
+from hubdistill.training.rounds import on_one_device, require_finite, training_arguments
 from hubdistill.training.telemetry import metrics_lines
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class _Bookkeeping(TrainerCallback):
 
 
 def warm_up(model: PeftModel, tokenizer: Any, rows: Sequence[Row], spec: WarmupSpec, train: TrainSpec, files: WarmupFiles, *,
-            accumulation: int, progress: Callable[[int], None] | None = None) -> dict[str, Any]:  # fmt: skip
+            pad_id: int, accumulation: int, progress: Callable[[int], None] | None = None) -> dict[str, Any]:  # fmt: skip
     """Fine-tune the adapter on the responses of `rows` (token ids, loss on the response only).
 
     Token ids go in as they are: rendering the text again could tokenise it differently. Raises TrainingError where
@@ -63,7 +63,8 @@ def warm_up(model: PeftModel, tokenizer: Any, rows: Sequence[Row], spec: WarmupS
     arguments = training_arguments(files.checkpoints, train, seed=train.seed, accumulation=accumulation, num_train_epochs=spec.epochs,
                                    learning_rate=spec.learning_rate or train.learning_rate, lr_scheduler_type="cosine",
                                    warmup_steps=0.1, save_strategy="no")  # fmt: skip
-    config = SFTConfig(**arguments, completion_only_loss=True, max_length=None, packing=False, bf16=False)
+    config = on_one_device(SFTConfig(**arguments, completion_only_loss=True, max_length=None, packing=False, bf16=False,
+                                     pad_token=tokenizer.convert_ids_to_tokens(pad_id)))  # fmt: skip
     trainer = SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer, callbacks=[_Bookkeeping(files.metrics, progress)])
     trainer.remove_callback(PrinterCallback)
     outcome = trainer.train()

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from hubdistill.errors import InputError
+from hubdistill.errors import HubError, InputError
 from hubdistill.models.load import (
     check_head,
+    end_of_turn,
+    generation_stops,
     head_of,
     last_hidden,
     load_model,
@@ -271,3 +273,49 @@ def test_the_template_hash_tells_templates_apart(tokenizer):
     same.chat_template = tiny.TEMPLATE + " "
     other.chat_template = None
     assert len({template_hash(found) for found in (tokenizer, same, other)}) == 3
+
+
+def test_the_end_of_a_turn_is_what_the_template_writes(tokenizer):
+    assert end_of_turn(tokenizer) == 3
+    gemma_like = tiny.make_tokenizer()
+    gemma_like.eos_token = "<unk>"
+    assert end_of_turn(gemma_like) == 3, "the template ends turns, whatever the end of a text is"
+    gemma_like.chat_template = "{% for m in messages %}{{ m['content'] }} . {% endfor %}"
+    assert end_of_turn(gemma_like) == gemma_like.eos_token_id
+    gemma_like.chat_template = None
+    assert end_of_turn(gemma_like) == gemma_like.eos_token_id
+    gemma_like.chat_template = "{{ raise_exception('no assistant') }}"
+    assert end_of_turn(gemma_like) == gemma_like.eos_token_id
+
+
+def test_stop_ids_are_those_of_the_generation_config_or_of_the_config(saved):
+    facts = facts_of(saved)
+    (saved / "generation_config.json").write_text('{"eos_token_id": [3, 9]}')
+    assert generation_stops(facts) == [3, 9]
+    (saved / "generation_config.json").write_text('{"eos_token_id": 7}')
+    assert generation_stops(facts) == [7]
+    (saved / "generation_config.json").unlink()
+    assert generation_stops(facts) == [3]
+
+
+def test_a_hub_that_does_not_answer_is_not_a_missing_generation_config(monkeypatch):
+    facts = ModelFacts(reference="org/m", kind="hub", location="org/m", commit="0" * 40, config={"eos_token_id": 5}, license={})
+
+    def no_answer(*args, **kwargs):
+        raise OSError("We couldn't connect") from ConnectionError("refused")
+
+    monkeypatch.setattr("hubdistill.models.load.cached_file", no_answer)
+    with pytest.raises(HubError, match=r"org/m.*check the network"):
+        generation_stops(facts)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert generation_stops(facts) == [5]
+
+
+def test_gemma_keeps_the_soft_cap_of_its_attention(tmp_path, tokenizer):
+    model = family("gemma2")
+    model.config.attn_logit_softcapping = 0.5
+    folder = tiny.save(tmp_path / "gemma", model, tokenizer)
+    loaded = load_model(facts_of(folder), "float32", CPU)
+    eager, plain = (AutoModelForCausalLM.from_pretrained(folder, attn_implementation=name)(IDS).logits for name in ("eager", "sdpa"))
+    assert torch.equal(loaded(IDS).logits, eager)
+    assert not torch.allclose(eager, plain, atol=1e-2)

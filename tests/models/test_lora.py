@@ -124,3 +124,11 @@ def test_an_adapter_continues_in_float32_on_a_bfloat16_base(tmp_path, student):
     attach_adapter(student, SPEC, seed=0).save_pretrained(tmp_path)
     found = load_adapter(tiny.make_model(2).to(torch.bfloat16), tmp_path, trainable=True)
     assert {value.dtype for value in weights(found).values()} == {torch.float32}
+
+
+def test_a_student_whose_blocks_are_not_found_is_refused():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=40))
+    with pytest.raises(InputError, match=r"student\.model: GPT2LMHeadModel keeps its blocks where hubdistill cannot find them; choose"):
+        attach_adapter(model, SPEC, seed=0)

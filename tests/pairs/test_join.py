@@ -52,8 +52,16 @@ def test_pairs_and_report_are_those_of_plain_dictionaries(seed):
 
 def test_token_ids_are_kept_as_they_are():
     teacher, student = {"1": ((5, STOP, 5, 6, STOP), "stop")}, {"1": ((7,), "length")}
-    (pair,) = Pairs(response_set(teacher, prompt_ids={"1": (9, 9, 3)}), response_set(student))
+    rendered = {"1": (9, 9, 3)}
+    (pair,) = Pairs(response_set(teacher, prompt_ids=rendered), response_set(student, prompt_ids=rendered))
     assert pair == Pair("1", (9, 9, 3), (5, STOP, 5, 6, STOP), (7,))
+
+
+def test_responses_to_prompts_of_other_token_ids_are_not_paired():
+    rows = {"1": ((5,), "length"), "2": ((5,), "length")}
+    yesterday = response_set(rows, prompt_ids={"1": (1, 1), "2": (9, 24)})
+    with pytest.raises(TrainingError, match=r"^prompt 2 was sampled with other token ids"):
+        Pairs(yesterday, response_set(rows, prompt_ids={"1": (1, 1), "2": (9, 25)}))
 
 
 def test_any_stop_token_of_either_side_is_an_empty_response_on_both():

@@ -8,7 +8,7 @@ from hubdistill.errors import TrainingError
 from hubdistill.pairs.join import Pairs
 from hubdistill.pairs.store import Question, Response, ResponseHeader, collect, read_responses, seed_for
 
-HEADER = ResponseHeader(who="teacher", purpose="round 1", model="m", commit="c", adapter=None, template="t",
+HEADER = ResponseHeader(who="teacher", purpose="round 1", model="m", commit="c", dtype="float32", vocab=34, adapter=None, template="t",
                         sampling={"temperature": 0.8}, stop_ids=(3,), engine="transformers", engine_version="5", seed=0)  # fmt: skip
 QUESTIONS = [Question(f"{i:02d}", (1, 2, i)) for i in range(10)]
 

@@ -19,7 +19,7 @@ from hubdistill.training.rounds import RoundFiles, train_round
 from hubdistill.training.trainer import Distillation, Position
 from tests import tiny
 
-HEADER = ResponseHeader(who="teacher", purpose="round 1", model="m", commit="c", adapter=None, template="t", sampling={},
+HEADER = ResponseHeader(who="teacher", purpose="round 1", model="m", commit="c", dtype="float32", vocab=34, adapter=None, template="t", sampling={},
                         stop_ids=(3,), engine="e", engine_version="1", seed=0)  # fmt: skip
 
 

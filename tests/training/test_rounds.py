@@ -3,9 +3,11 @@
 import itertools
 import json
 import math
+from functools import cached_property
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from hubdistill.errors import TrainingError
 from hubdistill.training import rounds as rounds_module
@@ -28,7 +30,7 @@ def naive_divergence(student, teacher, prompt, response, side, alpha):
     else:
         a = alpha((mean_q - mean_p).item(), side)
         value = (log_q.exp() * (log_q - ((1 - a) * log_p.exp() + a * log_q.exp()).log())).sum(-1)
-    return value.mean(), ((mean_p - mean_q) if side == "teacher" else (mean_q - mean_p)).item()
+    return value, ((mean_p - mean_q) if side == "teacher" else (mean_q - mean_p)).item()
 
 
 def naive_alpha(anchors):
@@ -42,7 +44,7 @@ def naive_alpha(anchors):
     return alpha
 
 
-def naive_rounds(rounds_of_pairs, orders, *, per_step=4, peak=0.01):
+def naive_rounds(rounds_of_pairs, orders, *, per_step=4, peak=0.01, beta_end=1.0, reduction="sequence"):
     """The whole method written plainly: pairs one by one, beta linear over all steps, frozen anchor, AdamW, clipping."""
     student, teacher = fresh_student(), tiny.make_model(1, layers=3)
     weights = [value for value in student.parameters() if value.requires_grad]
@@ -53,14 +55,18 @@ def naive_rounds(rounds_of_pairs, orders, *, per_step=4, peak=0.01):
         alpha = naive_alpha(anchors)
         for step in range(steps[number]):
             chosen = [pairs[i] for i in order[step * per_step : (step + 1) * per_step]]
-            beta = 0.5 + 0.5 * done / (sum(steps) - 1)
+            beta = 0.5 + (beta_end - 0.5) * done / (sum(steps) - 1)
+            tokens = [sum(len(ids) for ids in side) for side in zip(*((pair.teacher_ids, pair.student_ids) for pair in chosen), strict=True)]
             loss = 0.0
             for pair in chosen:
                 up, gap_t = naive_divergence(student, teacher, pair.prompt_ids, pair.teacher_ids, "teacher", alpha)
                 down, gap_s = naive_divergence(student, teacher, pair.prompt_ids, pair.student_ids, "student", alpha)
                 gaps["teacher"].append(gap_t)
                 gaps["student"].append(gap_s)
-                loss = loss + 0.5 * ((1 - beta) * up + beta * down) / len(chosen)
+                if reduction == "token":
+                    loss = loss + 0.5 * ((1 - beta) * up.sum() / tokens[0] + beta * down.sum() / tokens[1])
+                else:
+                    loss = loss + 0.5 * ((1 - beta) * up.mean() + beta * down.mean()) / len(chosen)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             progress = (number + (step + 0.5) / steps[number]) / total
@@ -88,17 +94,18 @@ def visited(monkeypatch):
     return seen
 
 
-def test_two_rounds_equal_the_method_written_plainly(tmp_path, monkeypatch):
+@pytest.mark.parametrize("loss", [{}, {"beta_end": 0.8, "reduction": "token"}], ids=["default", "other"])
+def test_two_rounds_equal_the_method_written_plainly(tmp_path, monkeypatch, loss):
     seen = visited(monkeypatch)
     first, second = make_pairs(tmp_path / "p1", 10, seed=11), make_pairs(tmp_path / "p2", 11, seed=12)
-    train(tmp_path / "r1", first, round=1)
-    model, files, _ = train(tmp_path / "r2", second, round=2, previous=tmp_path / "r1")
+    train(tmp_path / "r1", first, round=1, loss=loss)
+    model, files, _ = train(tmp_path / "r2", second, round=2, previous=tmp_path / "r1", loss=loss)
     places = [{pairs[i].prompt_id: i for i in range(len(pairs))} for pairs in (first, second)]
     assert math.ceil(len(first) / 4) == math.ceil(len(second) / 4) == 3, "the plain loop counts on equal rounds"
     orders = [[places[0][key] for key in seen[: len(first)]], [places[1][key] for key in seen[len(first) :]]]
     assert sorted(orders[0]) == list(range(len(first)))
     assert orders[0] != sorted(orders[0]), "pairs are shuffled"
-    expected, anchors = naive_rounds([first, second], orders)
+    expected, anchors = naive_rounds([first, second], orders, **loss)
     assert min(anchors.values()) > 0, "the curriculum must be at work in the second round"
     state = json.loads((files.folder / "curriculum.json").read_text())
     assert state["anchors"] == pytest.approx([anchors["teacher"], anchors["student"]], rel=1e-3)
@@ -115,6 +122,23 @@ def test_the_micro_batch_does_not_change_the_result(tmp_path, micro_batch):
     expected = adapter_of(train(tmp_path / "a", pairs, micro_batch=2)[0])
     found = adapter_of(train(tmp_path / "b", pairs, micro_batch=micro_batch)[0])
     assert max((found[name] - expected[name]).abs().max().item() for name in expected) < 3e-5
+
+
+def test_a_machine_with_several_gpus_trains_in_the_same_steps(tmp_path, monkeypatch):
+    pairs = make_pairs(tmp_path / "pairs", 10)
+    expected = adapter_of(train(tmp_path / "a", pairs)[0])
+    inner = TrainingArguments._setup_devices.func
+
+    def sees_two(self):
+        device = inner(self)
+        self._n_gpu = 2
+        return device
+
+    seen = cached_property(sees_two)
+    seen.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", seen)
+    found = adapter_of(train(tmp_path / "b", pairs)[0])
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_token_reduction_does_not_depend_on_the_micro_batch_either(tmp_path):

@@ -28,7 +28,7 @@ def run(folder, rows, tokenizer, *, model=None, progress=None, epochs=2.0, warmu
     spec = TrainSpec(**({"pairs_per_step": 4, "micro_batch": micro_batch, "learning_rate": PEAK, "device": "cpu"} | train))
     files = WarmupFiles(folder / "checkpoints", folder / "metrics.jsonl")
     report = warm_up(model, tokenizer, rows, WarmupSpec(epochs=epochs, learning_rate=warmup_rate), spec, files,
-                     accumulation=4 // micro_batch, progress=progress)  # fmt: skip
+                     pad_id=0, accumulation=4 // micro_batch, progress=progress)  # fmt: skip
     metrics = [json.loads(line) for line in files.metrics.read_text().splitlines()]
     return model, report, metrics
 
