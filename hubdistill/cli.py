@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from hubdistill.errors import HubdistillError, InputError, MissingError
+from hubdistill.files import write_problem
+from hubdistill.hub.asked import Asked
 
 INTERRUPTED = 130
 
@@ -32,12 +34,13 @@ OutputOption = Annotated[Path | None, typer.Option("--output", "-o", metavar="DI
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 RemoteCodeOption = Annotated[bool, typer.Option("--allow-remote-code", help="Let a recipe from the Hub run Python code of the model repositories it pins. Read that code first.")]
+RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the recipe, where RECIPE is ORG/NAME on the Hub.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or the name of the recipe it was made with.")]
 
 
 @app.command()
 def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: OutputOption = None, json_: JsonOption = False,
-        quiet: QuietOption = False, allow_remote_code: RemoteCodeOption = False,
+        quiet: QuietOption = False, allow_remote_code: RemoteCodeOption = False, revision: RevisionOption = None,
         no_push: Annotated[bool, typer.Option("--no-push", help="Do not publish, whatever the recipe says.")] = False) -> None:  # fmt: skip
     """Distil: every stage from the prompts to the card, and the push if the recipe has `publish`.
 
@@ -45,7 +48,7 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: Out
 
     Examples: `hubdistill run quickstart` · `hubdistill run my.yaml train.rounds=2` · `hubdistill run ORG/ADAPTER`
     """
-    started = _Started(recipe, overrides, output, quiet, allow_remote_code)
+    started = _Started(Asked(recipe, overrides, allow_remote_code, revision), output, quiet)
     publish = None if no_push else started.plan.recipe.publish
     if publish:
         _check_access(publish, started)
@@ -61,6 +64,7 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: Out
 
 @app.command()
 def plan(recipe: RecipeArgument, overrides: OverridesArgument = None, json_: JsonOption = False, allow_remote_code: RemoteCodeOption = False,
+         revision: RevisionOption = None,
          offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub; what is not cached stays unresolved.")] = False) -> None:  # fmt: skip
     """Show what a recipe would do, and every mistake in it, without loading weights.
 
@@ -69,26 +73,28 @@ def plan(recipe: RecipeArgument, overrides: OverridesArgument = None, json_: Jso
     from hubdistill.console import plan_text
     from hubdistill.plan import make_plan
 
-    found = make_plan(_load(recipe, overrides, allow_remote_code), offline=offline).as_dict()
-    _print(json.dumps(found, indent=2) if json_ else plan_text(found) + f"\n\nNext: hubdistill run {recipe}")
+    asked = Asked(recipe, overrides, allow_remote_code, revision)
+    found = make_plan(asked.load(), offline=offline).as_dict()
+    _print(json.dumps(found, indent=2) if json_ else plan_text(found) + f"\n\nNext: {asked.run_command(None)}")
 
 
 def _until(stage: str, help_text: str, *, of_a_round: bool = False) -> None:
     def of_round(recipe: RecipeArgument, overrides: OverridesArgument = None, output: OutputOption = None, quiet: QuietOption = False,
-                 allow_remote_code: RemoteCodeOption = False,
+                 allow_remote_code: RemoteCodeOption = False, revision: RevisionOption = None,
                  round_: Annotated[int | None, typer.Option("--round", min=1, help="Round to stop after; the last without it.")] = None) -> None:  # fmt: skip
-        started = _Started(recipe, overrides, output, quiet, allow_remote_code)
+        asked = Asked(recipe, overrides, allow_remote_code, revision)
+        started = _Started(asked, output, quiet)
         if round_ is not None and round_ > started.plan.recipe.train.rounds:
             raise typer.BadParameter(f"the recipe has {started.plan.recipe.train.rounds} rounds", param_hint="--round")
         with started.opened() as current:
             current.distil(until=stage, round=round_)
             if stage == "evaluate":
                 _finish(current)
-        _print(f"{stage} is done in {started.path}\nNext: hubdistill run {recipe}")
+        _print(f"{stage} is done in {started.path}\nNext: {asked.run_command(output)}")
 
     def of_run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: OutputOption = None, quiet: QuietOption = False,
-               allow_remote_code: RemoteCodeOption = False) -> None:  # fmt: skip
-        of_round(recipe, overrides, output, quiet, allow_remote_code)
+               allow_remote_code: RemoteCodeOption = False, revision: RevisionOption = None) -> None:  # fmt: skip
+        of_round(recipe, overrides, output, quiet, allow_remote_code, revision)
 
     command = of_round if of_a_round else of_run
     command.__doc__ = f"{help_text}\n\nStages before it that are not done yet are done first; finished ones are kept."
@@ -108,7 +114,7 @@ def card(run: RunArgument) -> None:
     from hubdistill.publication import build_local
 
     path = _run_directory(run)
-    _print(f"{build_local(path)}\nNext: hubdistill push {run} --repo ORG/NAME --dry-run")
+    _print(f"{build_local(path)}\nNext: hubdistill push {shlex.quote(run)} --repo ORG/NAME --dry-run")
 
 
 @app.command()
@@ -131,8 +137,10 @@ def push(run: RunArgument,
     done = publication.publish(path, repo, base_repo=base_repo, private=not public, create_pr=pr, tag=tag, revision=revision, overwrite_card=overwrite_card)
     for warning in done.warnings:
         _say(f"warning: {warning}")
+    shown = f"refs/pr/{done.pr}" if done.pr else revision
+    at = ["--revision", shown] if shown and shown != "main" else []
     what = f"pull request {done.pr}" if done.pr else f"commit {done.commit}"
-    _print(f"{done.url}\n{what}, {done.visibility}{', tag ' + done.tag if done.tag else ''}\nNext: hubdistill pull {repo}")
+    _print(f"{done.url}\n{what}, {done.visibility}{', tag ' + done.tag if done.tag else ''}\nNext: {shlex.join(['hubdistill', 'pull', repo, *at])}")
 
 
 @app.command()
@@ -160,25 +168,29 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show this recipe in
     if name is None:
         _print("\n".join(f"{recipe.name:<48} {recipe.about}" for recipe in list_recipes()))
         return
-    loaded = _load(name, None, False)
+    loaded = Asked(name).load()
     if copy is None:
         _print(loaded.text.rstrip())
         return
-    if copy.exists():
-        raise InputError(f"{copy} is there already; choose another file name")
-    copy.write_text(loaded.text, encoding="utf-8")
-    _print(f"{copy}\nNext: hubdistill plan {copy}")
+    try:
+        with copy.open("x", encoding="utf-8") as file:
+            file.write(loaded.text)
+    except FileExistsError as problem:
+        raise InputError(f"{copy} is there already; choose another file name") from problem
+    except OSError as problem:
+        raise write_problem(problem, copy, "--copy") from problem
+    _print(f"{copy}\nNext: hubdistill plan {shlex.quote(str(copy))}")
 
 
 class _Started:
     """A recipe loaded and planned, with its run directory."""
 
-    def __init__(self, recipe: str, overrides: list[str] | None, output: Path | None, quiet: bool, allow_remote_code: bool):
-        _calm_libraries()
-        from hubdistill.console import ConsoleReporter
+    def __init__(self, asked: Asked, output: Path | None, quiet: bool):
+        from hubdistill.console import ConsoleReporter, calm_libraries
         from hubdistill.plan import make_plan
 
-        self.plan = make_plan(_load(recipe, overrides, allow_remote_code))
+        calm_libraries()
+        self.plan = make_plan(asked.load())
         self.path = output or Path("runs") / self.plan.loaded.name.replace("/", "-")
         self.reporter = ConsoleReporter(quiet=quiet)
         for warning in self.plan.warnings:
@@ -212,7 +224,9 @@ def _finish(current: Any) -> None:
 
 def _check_access(publish: Any, started: _Started) -> None:
     from hubdistill.hub.access import check_access
+    from hubdistill.publication import check_repositories
 
+    check_repositories(publish.repo, publish.base_repo)
     for repo in filter(None, (publish.repo, publish.base_repo)):
         access = check_access(repo, private=publish.private)
         started.reporter.note(f"will publish to {repo} ({access.visibility}) as {access.user}")
@@ -230,50 +244,11 @@ def _summary(path: Path, done: Any) -> dict[str, Any]:
     return summary(path, *load_run(path), done)
 
 
-def _load(reference: str, overrides: list[str] | None, allow_remote_code: bool) -> Any:
-    """A recipe by file, by shipped name, or from the adapter repository that it made."""
-    from hubdistill.recipe import load_recipe
-    from hubdistill.shipped import find_recipe
-
-    given = overrides or []
-    if not Path(reference).is_file():
-        if shipped := find_recipe(reference):
-            return load_recipe(shipped, given, origin="shipped", allow_remote_code=True, name=reference.removesuffix(".yaml"))
-        if not reference.endswith((".yaml", ".yml")) and reference.count("/") == 1 and not Path(reference).exists():
-            from hubdistill.hub.pull import fetch_recipe
-
-            fetched = fetch_recipe(reference)
-            return load_recipe(fetched, given, origin="hub", allow_remote_code=allow_remote_code, name=reference.split("/")[1])
-    return load_recipe(reference, given, allow_remote_code=True)
-
-
 def _run_directory(reference: str) -> Path:
     for path in (Path(reference), Path("runs") / reference.replace("/", "-")):
-        if (path / "plan.json").is_file():
+        if os.path.isfile(path / "plan.json"):
             return path
     raise MissingError(f"there is no run at {reference} or runs/{reference}; name a run directory, or make one: hubdistill run RECIPE")
-
-
-def _calm_libraries() -> None:
-    """Libraries below talk through progress bars and warnings of their own; ours say what matters."""
-    import logging
-    import warnings
-
-    from hubdistill.hub.failures import hub_token
-    from hubdistill.hub.secrets import RedactingFilter
-
-    handler = logging.StreamHandler()
-    handler.addFilter(RedactingFilter(hub_token()))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    if os.environ.get("HUBDISTILL_DEBUG") == "1":
-        return
-    warnings.filterwarnings("ignore")
-    for name in ("bitsandbytes", "kernels", "datasets", "trl", "transformers", "accelerate", "absl"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 def _print(text: str) -> None:
@@ -309,5 +284,9 @@ def main() -> None:
     except Exception as problem:
         if os.environ.get("HUBDISTILL_DEBUG") == "1":
             raise
+        if type(problem).__name__ == "OutOfMemoryError":  # torch's; not imported for a name
+            _complain(f"{problem}\nThe device has too little memory; lower sampling.batch_size where this happened while sampling or evaluating, "
+                      "train.micro_batch where it happened while training (or set train.gradient_checkpointing: true), and run again: finished stages are kept")  # fmt: skip
+            sys.exit(1)
         _complain(f"Unexpected {type(problem).__name__}: {problem}\nRun again with HUBDISTILL_DEBUG=1 for the traceback, and report it.")
         sys.exit(1)

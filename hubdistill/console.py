@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
+import warnings
 from typing import Any
 
 from rich.console import Console
@@ -90,3 +93,22 @@ def summary_text(summary: dict[str, Any]) -> str:
     if summary.get("url"):
         lines.append(f"Published {summary['url']} at commit {summary['commit']} ({summary['visibility']})")
     return "\n".join([*lines, "", f"Next: {summary['next']}"])
+
+
+def calm_libraries() -> None:
+    """Libraries below talk through progress bars and warnings of their own; ours say what matters."""
+    from hubdistill.hub.failures import hub_token
+    from hubdistill.hub.secrets import RedactingFilter
+
+    handler = logging.StreamHandler()
+    handler.addFilter(RedactingFilter(hub_token()))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    if os.environ.get("HUBDISTILL_DEBUG") == "1":
+        return
+    warnings.filterwarnings("ignore")
+    for name in ("bitsandbytes", "kernels", "datasets", "trl", "transformers", "accelerate", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -32,15 +32,18 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise write_problem(problem, path) from problem
 
 
-def write_problem(problem: OSError, path: Path) -> RunDirectoryError:
-    """The error for a file that cannot be written, with the fix for its cause."""
+def write_problem(problem: OSError, path: Path, option: str = "--output") -> RunDirectoryError:
+    """The error for a file that cannot be written, with the fix for its cause; `option` is what chooses the place."""
+    other_place = f"choose another place with {option}"
     fixes = {
         errno.ENOSPC: "the disk is full; free some space and run the same command again, finished stages are kept",
-        errno.EROFS: "the file system is read-only; choose another place with --output",
-        errno.EACCES: "permission denied; choose another place with --output",
-        errno.ENOTDIR: "a part of the path is a file; choose another place with --output",
+        errno.EROFS: f"the file system is read-only; {other_place}",
+        errno.EACCES: f"permission denied; {other_place}",
+        errno.ENOENT: f"its folder is not there; make that folder, or {other_place}",
+        errno.ENOTDIR: f"a part of the path is a file; {other_place}",
+        errno.EEXIST: f"a part of the path is a file; {other_place}",
     }
-    other = f"{problem.strerror or problem}; choose another place with --output"
+    other = f"{problem.strerror or problem}; {other_place}"
     return RunDirectoryError(f"cannot write {path}: {fixes.get(problem.errno or 0, other)}")
 
 

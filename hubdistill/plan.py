@@ -121,6 +121,11 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False) -> Plan:
         problems += target.check(teacher, student)
         problems += _check_lengths(recipe, {"teacher": teacher, "student": student})
         problems += _check_publish(recipe, student)
+        problems += check_adapter(recipe, student) if recipe.lora.modules else []  # else `run` does, which needs torch anyway
+    if prompts and prompts.rows is not None and prompts.rows <= recipe.prompts.heldout:
+        problems.append(f"prompts.heldout: {recipe.prompts.heldout} of {prompts.rows} rows leaves nothing to train on; lower it")
+    if prompts and prompts.responses is False and recipe.warmup.kind == "sft" and recipe.warmup.responses == "ground_truth":
+        problems.append("warmup.responses: the first prompts have no ground-truth response; name their column in prompts.response_column, or write warmup.responses: teacher")
     vocab = None if problems else _common_vocab(teacher, source, offline, problems)
     if problems:
         raise RecipeError([f"{loaded.path}: {problem}" for problem in problems])
@@ -184,6 +189,19 @@ def _check_lengths(recipe: Recipe, models: dict[str, ModelFacts]) -> list[str]:
     ]
 
 
+def check_adapter(recipe: Recipe, student: ModelFacts) -> list[str]:
+    """Whether the student has the layers to adapt, from its config; imports torch."""
+    if not student.config or student.trust_remote_code:
+        return []
+    from hubdistill.models.layers import adapted_layers
+
+    try:
+        adapted_layers(student, recipe.lora)
+    except HubdistillError as problem:
+        return [str(problem)]
+    return []
+
+
 def _check_publish(recipe: Recipe, student: ModelFacts) -> list[str]:
     if recipe.publish and not recipe.publish.base_repo and student.kind != "hub":
         return [
@@ -223,7 +241,7 @@ def _common_vocab(teacher: ModelFacts, student: ModelFacts, offline: bool, probl
 def _most_prompts(count: int | None, rows: int | None, heldout: int) -> int | None:
     if rows is None:
         return count
-    return min(count or rows, max(rows - heldout, 1))
+    return min(count or rows, rows - heldout)
 
 
 def _warnings(plan: Plan, offline: bool) -> list[str]:

@@ -6,21 +6,35 @@ Everything is read back from run.json and measurements.json, so that `card` and 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
+import shlex
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hubdistill import __version__
-from hubdistill.errors import InputError, MissingError
+from hubdistill.errors import HubdistillError, InputError, MissingError
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.files import write_atomically, write_json
 from hubdistill.hub import card as cards
-from hubdistill.hub.base_publish import BaseFacts, push_base, render_base_card
-from hubdistill.hub.names import CARD, CONFIG, MEASUREMENTS, RECIPE, RUN, TEMPLATE, WEIGHTS
-from hubdistill.hub.publish import Published, push
+from hubdistill.hub.access import check_access
+from hubdistill.hub.base_publish import (
+    BaseFacts,
+    base_files,
+    check_base_files,
+    published_base,
+    push_base,
+    render_base_card,
+)
+from hubdistill.hub.failures import hub_token
+from hubdistill.hub.local_names import override_without_paths, short_names, without_paths
+from hubdistill.hub.names import CARD, CONFIG, MEASUREMENTS, RECIPE, RUN, TEMPLATE, WEIGHTS, require_repo
+from hubdistill.hub.publish import Published, check_arguments, check_push, preview, push
+from hubdistill.hub.run_card import Place, card_facts, license_of
 from hubdistill.hub.staging import stage
 from hubdistill.models.sources import read_json
 from hubdistill.plan import Plan
@@ -28,13 +42,17 @@ from hubdistill.recipe import dump_resolved
 from hubdistill.shipped import SHIPPED
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "huggingface_hub")
+RECORDED = {"name", "prompts", "teacher", "student", "student_source", "student_source_commit", "rounds", "recipe", "stages", "seconds", "loss", "beta",
+            "warnings", "hardware", "versions", "hubdistill", "target_facts", "files_of_this_machine"}  # fmt: skip  # what a card is made of
 REPRODUCE = "reproduce.yaml"  # the resolved recipe that goes into the repository
 
 
 def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: Mapping[str, Any], template: str | None) -> None:
     """Write run.json (what goes to the Hub: no path of this machine), location.json (what does not), and the recipe."""
+    names = _public_names(plan)
     record = plan.as_dict() | {
         "name": plan.loaded.name,
+        "overrides": [override_without_paths(override, names) for override in plan.loaded.overrides],
         "seconds": dict(seconds),
         "stages": dict(results),
         "hardware": hardware(plan.recipe.train.device),
@@ -44,9 +62,15 @@ def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: 
         "student_source": plan.student_source.reference,
         "student_source_commit": plan.student_source.commit,
     }
-    write_json(path / "run.json", record)
+    write_json(path / "run.json", without_paths(record, names))
     write_json(path / "location.json", {"base": plan.student.location, "kind": plan.student.kind, "chat_template": template})
     write_atomically(path / REPRODUCE, pinned_recipe(plan).encode())
+
+
+def _public_names(plan: Plan) -> dict[str, str]:
+    models = [(facts.reference, facts.location) for facts in (plan.teacher, plan.student_source) if facts.kind == "local"]
+    data = [plan.prompts.reference] if plan.prompts.kind == "local" and not plan.prompts.reference.startswith(SHIPPED) else []
+    return short_names(models, data)
 
 
 def files_of_this_machine(plan: Plan) -> list[str]:
@@ -56,10 +80,12 @@ def files_of_this_machine(plan: Plan) -> list[str]:
 
 
 def pinned_recipe(plan: Plan) -> str:
-    """The recipe with all values spelled out and every Hub revision pinned; without `publish`, so that who reruns it pushes nothing."""
-    recipe = plan.recipe
-    pins = {name: getattr(recipe, name).model_copy(update={"revision": facts.commit})
-            for name, facts in (("teacher", plan.teacher), ("student", plan.student_source), ("prompts", plan.prompts)) if facts.kind == "hub"}  # fmt: skip
+    """The recipe with all values spelled out, every Hub revision pinned and no path of this machine; without `publish`, so that who reruns it pushes nothing."""
+    recipe, names = plan.recipe, _public_names(plan)
+    pins = {}
+    for name, key, facts in (("teacher", "model", plan.teacher), ("student", "model", plan.student_source), ("prompts", "dataset", plan.prompts)):
+        change = {"revision": facts.commit} if facts.kind == "hub" else {key: names.get(facts.reference, facts.reference)}
+        pins[name] = getattr(recipe, name).model_copy(update=change)
     header = f"# Made by hubdistill {__version__} from the recipe '{plan.loaded.name}': every default spelled out, every revision pinned.\n"
     return header + dump_resolved(recipe.model_copy(update={**pins, "publish": None}))
 
@@ -82,98 +108,38 @@ def _cpuinfo() -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the adapter goes: `repo` None is a local folder; `base` is what its config names."""
-
-    repo: str | None
-    base: str
-    base_commit: str | None
-    tag: str | None = None
-
-
-def card_facts(record: Mapping[str, Any], measurements: tuple[Measurement, ...], place: Place, adapter: Mapping[str, Any], template: bool) -> cards.CardFacts:
-    """The facts of a card from what a run recorded. Pure."""
-    prompts = record["prompts"]
-    on_hub = prompts["kind"] == "hub"
-    pushed = place.base != record["student_source"]
-    return cards.CardFacts(
-        name=(place.repo or record["name"]).rsplit("/", 1)[-1],
-        repo=place.repo,
-        base=cards.BaseModel(id=place.base, commit=place.base_commit, license=_license(record["student"]["license"]),
-                             pushed_beside=pushed and place.repo is not None, made_of=record["student"]["reference"] if pushed else ""),
-        teacher=cards.Teacher(name=record["teacher"]["reference"], commit=record["teacher"]["commit"], license=_license(record["teacher"]["license"])),
-        data=cards.Data(name=Path(prompts["reference"]).name if not on_hub else prompts["reference"], hub_id=prompts["reference"] if on_hub else None,
-                        commit=prompts["commit"] if on_hub else None, license=cards.License(id=prompts["license"])),
-        rank=adapter["r"],
-        lora_alpha=adapter["lora_alpha"],
-        target_modules=tuple(sorted(adapter["target_modules"])),
-        command=f"hubdistill run {place.repo}" if place.repo else f"hubdistill run {record['name']}",
-        missing=tuple(Path(name).name for name in record["files_of_this_machine"]) if place.repo else (),
-        revision=place.tag,
-        loss=_loss_rows(record),
-        training=_training_rows(record),
-        measurements=measurements,
-        notes=tuple(record["warnings"]),
-        limitations=_limitations(record),
-        hardware=record["hardware"],
-        seconds=record["seconds"],
-        versions={"hubdistill": record["hubdistill"], **record["versions"]},
-        chat_template_file=template,
-    )  # fmt: skip
-
-
-def _license(found: Mapping[str, str]) -> cards.License:
-    return cards.License(id=found.get("license"), name=found.get("license_name"), link=found.get("license_link"))
-
-
-def _loss_rows(record: Mapping[str, Any]) -> dict[str, str]:
-    loss, beta = record["loss"], record["beta"]
-    curriculum = "constant" if loss["anchor"] == "off" else f"curriculum from round 2, clipped to [{loss['alpha_low']:g}, {loss['alpha_high']:g}], {loss['anchor']} anchor"
-    return {
-        "loss": f"{loss['name']}: skew KL on teacher responses, skew reverse KL on student responses",
-        "alpha": f"{loss['alpha']:g}, {curriculum}",
-        "beta": f"{loss['beta']}, {beta[0]['first']:.2f} to {beta[-1]['last']:.2f}",
-        "mixture gradient": loss["mix_grad"],
-        "reduction": loss["reduction"],
-    }
-
-
-def _training_rows(record: Mapping[str, Any]) -> dict[str, str]:
-    recipe, stages = record["recipe"], record["stages"]
-    train, sampling, warmup = recipe["train"], recipe["sampling"], recipe["warmup"]
-    rounds = [row for name, row in stages.items() if name.endswith("-train")]
-    pairs = [row["pairs"] for row in rounds]
-    teacher_said = "anew each round" if sampling["resample_teacher"] else "once, before round 1, and kept"
-    return record["target_facts"] | {
-        "prompts": f"{stages['prompts']['kept_train']} for training, {stages['prompts']['kept_heldout']} held out",
-        "sampling": f"temperature {sampling['temperature']:g}, top-p {sampling['top_p']:g}, at most {sampling['max_tokens']} tokens; teacher responses {teacher_said}",
-        "warm-up": "none" if warmup["kind"] == "none" else f"{warmup['epochs']:g} epochs of SFT on {warmup['responses'].replace('_', ' ')} responses, {stages['warmup']['rows']} rows",
-        "rounds": f"{len(rounds)}, of {', '.join(map(str, pairs))} pairs and {', '.join(str(row['steps']) for row in rounds)} steps of {train['pairs_per_step']} pairs",
-        "left out": f"{sum(row['empty'] for row in rounds)} pairs with an empty response",
-        "cut at the length limit": f"{sum(row['truncated_teacher'] for row in rounds)} teacher and {sum(row['truncated_student'] for row in rounds)} student responses (no end token is added)",
-        "learning rate": f"{train['learning_rate']:g}, cosine over all rounds, 10 % warm-up",
-        "seed": str(train["seed"]),
-    }
-
-
-def _limitations(record: Mapping[str, Any]) -> tuple[str, ...]:
-    limit = record["recipe"]["sampling"]["max_tokens"]
-    return (
-        f"Trained and measured on responses of at most {limit} tokens; longer ones were not looked at.",
-        "The adapter imitates its teacher, and so also the teacher's mistakes.",
-    )
-
-
 def load_run(path: Path) -> tuple[dict[str, Any], tuple[Measurement, ...]]:
-    """run.json and measurements.json of a finished run. Raises MissingError when it has not been evaluated yet."""
-    import json
-
+    """run.json and measurements.json of a finished run. Raises MissingError when it has not been evaluated yet, InputError for damaged files."""
     for name in ("run.json", "measurements.json", "location.json"):
         if not (path / name).is_file():
             raise MissingError(f"{path} holds no finished run ({name} is missing); finish it: hubdistill run RECIPE --output {path}")
-    rows = json.loads((path / "measurements.json").read_text(encoding="utf-8"))
-    return read_json(path / "run.json"), tuple(Measurement.from_dict(row) for row in rows)
+    with _undamaged(path / "measurements.json"):
+        rows = json.loads((path / "measurements.json").read_text(encoding="utf-8"))
+        measurements = tuple(Measurement.from_dict(row) for row in rows)
+    with _undamaged(path / "run.json"):
+        record = read_json(path / "run.json")
+        if missing := sorted(RECORDED - record.keys()):
+            raise KeyError(missing[0])
+    return record, measurements
+
+
+@contextmanager
+def _undamaged(file: Path) -> Iterator[None]:
+    """What a file that is not what hubdistill wrote makes of the code that reads it, as an InputError."""
+    try:
+        yield
+    except HubdistillError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as problem:
+        what = f"{problem} is missing" if isinstance(problem, KeyError) else problem
+        raise InputError(f"{file} is damaged ({what}); write it again: hubdistill run RECIPE --output {file.parent}, finished stages are kept") from problem
+
+
+def _location(path: Path) -> tuple[str, bool, str | None]:
+    """The base's place (Hub id or folder), whether it is on the Hub, and the chat template that the adapter needs."""
+    with _undamaged(path / "location.json"):
+        found = read_json(path / "location.json")
+        return found["base"], found["kind"] == "hub", found["chat_template"]
 
 
 def final_adapter(path: Path, record: Mapping[str, Any]) -> Path:
@@ -184,67 +150,107 @@ def final_adapter(path: Path, record: Mapping[str, Any]) -> Path:
 def build(path: Path, place: Place, folder: Path) -> Path:
     """Render the card and stage the repository in `folder`; README.md also lands in the run directory."""
     record, measurements = load_run(path)
+    template = _location(path)[2]
     adapter = final_adapter(path, record)
-    template = read_json(path / "location.json")["chat_template"]
-    facts = card_facts(record, measurements, place, read_json(adapter / CONFIG), template is not None)
-    text = cards.render_card(facts)
+    config = read_json(adapter / CONFIG)
+    with _undamaged(path / "run.json"):
+        text = cards.render_card(card_facts(record, measurements, place, config, template is not None))
     files = {CONFIG: adapter / CONFIG, WEIGHTS: adapter / WEIGHTS, RECIPE: path / REPRODUCE, RUN: path / "run.json", MEASUREMENTS: path / "measurements.json"}
     if template is not None:
         write_atomically(path / TEMPLATE, template.encode())
         files[TEMPLATE] = path / TEMPLATE
-    stage(files, text, folder, base=place.base, base_commit=place.base_commit, local=place.repo is None)
+    stage(files, text, folder, base=place.base, base_commit=place.base_commit, local=place.repo is None, token=hub_token() if place.repo else None)
     write_atomically(path / CARD, text.encode())
     return folder
 
 
 def build_local(path: Path) -> Path:
     """The folder laid out as the repository would be, with the base by its place on this machine if it is not on the Hub."""
-    location, record = read_json(path / "location.json"), load_run(path)[0]
-    on_hub = location["kind"] == "hub"
-    place = Place(repo=None, base=location["base"], base_commit=record["student"]["commit"] if on_hub else None)
+    record = load_run(path)[0]
+    base, on_hub, _ = _location(path)
+    place = Place(repo=None, base=base, base_commit=record["student"]["commit"] if on_hub else None)
     return build(path, place, path / "hub")
 
 
-def publish(path: Path, repo: str, *, base_repo: str | None, private: bool, tag: str | None, **options: Any) -> Published:
-    """Push the base (where it is not on the Hub), then the adapter with its card, pinned to that base's commit."""
-    location, record = read_json(path / "location.json"), load_run(path)[0]
-    resume = f"hubdistill push {path} --repo {repo}" + (f" --base-repo {base_repo}" if base_repo else "")
-    if location["kind"] == "hub":
-        base, commit = location["base"], record["student"]["commit"]
-    elif base_repo is None:
+def check_repositories(repo: str, base_repo: str | None) -> None:
+    """Raise InputError for names that cannot be repositories, and for one repository that would hold adapter and base."""
+    for name in filter(None, (repo, base_repo)):
+        require_repo(name)
+    if base_repo and repo.casefold() == base_repo.casefold():  # to the Hub both are one name
+        raise InputError(f"{repo} cannot hold both the adapter and its base; name another repository with --base-repo (`publish.base_repo` in the recipe)")
+
+
+def _destination(path: Path, repo: str, base_repo: str | None, revision: str | None) -> tuple[Place, Path | None]:
+    """Where the adapter goes, and the folder of its base if that is pushed too; InputError where that is impossible."""
+    check_repositories(repo, base_repo)
+    record = load_run(path)[0]
+    base, on_hub, _ = _location(path)
+    if any("/" in name.removeprefix("./") or "~" in name for name in record["files_of_this_machine"]):
+        raise InputError(f"{path} is of an earlier version and names paths of this machine; write it again: hubdistill run RECIPE --output {path}, finished stages are kept")
+    if not on_hub and base_repo is None:
         raise InputError(f"the adapter's base is {record['student']['reference']}, which is not on the Hub; add --base-repo ORG/NAME to push it too")
-    else:
-        base, commit = base_repo, _push_base(Path(location["base"]), base_repo, record, private, resume)
-    folder = build(path, Place(repo=repo, base=base, base_commit=commit, tag=tag), path / "staged")
-    done = push(folder, repo, private=private, tag=tag, resume_command=resume, **options)
+    if on_hub and base.casefold() == repo.casefold():
+        raise InputError(f"{repo} is the adapter's base, and the adapter would replace its card; name another repository with --repo (`publish.repo` in the recipe)")
+    if on_hub:
+        return Place(repo=repo, base=base, base_commit=record["student"]["commit"], revision=revision), None
+    return Place(repo=repo, base=str(base_repo), base_commit=None, revision=revision), Path(base)
+
+
+def _shown_revision(revision: str | None, tag: str | None) -> str | None:
+    """What the card pins: the tag, else a branch beside main; a pull request is merged into main."""
+    return tag or (None if revision is None or revision == "main" or revision.startswith("refs/pr/") else revision)
+
+
+def publish(path: Path, repo: str, *, base_repo: str | None, private: bool, tag: str | None, create_pr: bool = False,
+            revision: str | None = None, overwrite_card: bool = False) -> Published:  # fmt: skip
+    """Push the base (where it is not on the Hub), then the adapter with its card, pinned to that base's commit.
+
+    Whatever can be refused is refused before the base is pushed.
+    """
+    check_arguments(repo, revision, create_pr, tag)
+    place, own_base = _destination(path, repo, base_repo, _shown_revision(revision, tag))
+    resume = _push_command(path, repo, base_repo, private=private, create_pr=create_pr, tag=tag, revision=revision, overwrite_card=overwrite_card)
+    options: dict[str, Any] = {"private": private, "create_pr": create_pr, "tag": tag, "revision": revision,
+                               "overwrite_card": overwrite_card, "resume_command": resume}  # fmt: skip
+    folder = build(path, place, path / "staged")
+    if own_base:
+        card = _base_card(place.base, load_run(path)[0])
+        check_base_files(own_base, place.base, card)
+        check_access(place.base, private=private)
+        if tag:  # the same base at the same commit is what an unchanged push under this tag would name
+            build(path, replace(place, base_commit=published_base(own_base, place.base, card)), folder)
+        check_push(folder, repo, **options)
+        place = replace(place, base_commit=push_base(own_base, place.base, private=private, card=card, resume_command=resume).commit)
+        build(path, place, folder)
+    done = push(folder, repo, **options)
     shutil.rmtree(folder)
-    write_json(path / "published.json", {"repo": repo, "commit": done.commit, "url": done.url, "visibility": done.visibility, "base": base, "base_commit": commit, "pr": done.pr, "tag": done.tag})
+    write_json(path / "published.json", {"repo": repo, "commit": done.commit, "url": done.url, "visibility": done.visibility, "base": place.base, "base_commit": place.base_commit, "pr": done.pr, "tag": done.tag})
     return done
 
 
-def _push_base(folder: Path, repo: str, record: Mapping[str, Any], private: bool, resume: str) -> str:
-    facts = BaseFacts(repo=repo, source=record["student_source"], source_commit=record["student_source_commit"],
-                      how=f"{record['student']['reference']}.", license=_license(record["student"]["license"]))  # fmt: skip
-    return push_base(folder, repo, private=private, card=render_base_card(facts), resume_command=resume).commit
+def _push_command(path: Path, repo: str, base_repo: str | None, *, private: bool, create_pr: bool, tag: str | None, revision: str | None, overwrite_card: bool) -> str:
+    given = [("--base-repo", base_repo), ("--tag", tag), ("--revision", revision)]
+    flags = [("--public", not private), ("--pr", create_pr), ("--overwrite-card", overwrite_card)]
+    words = ["hubdistill", "push", str(path), "--repo", repo, *(word for name, value in given if value for word in (name, value))]
+    return shlex.join([*words, *(name for name, on in flags if on)])
 
 
-def preview_text(path: Path, repo: str, *, base_repo: str | None, private: bool, tag: str | None, **options: Any) -> str:
+def _base_card(repo: str, record: Mapping[str, Any]) -> str:
+    return render_base_card(BaseFacts(repo=repo, source=record["student_source"], source_commit=record["student_source_commit"],
+                                      how=f"{record['student']['reference']}.", license=license_of(record["student"]["license"])))  # fmt: skip
+
+
+def preview_text(path: Path, repo: str, *, base_repo: str | None, private: bool, tag: str | None, revision: str | None = None, create_pr: bool = False) -> str:
     """What a push would send, and the card it would send; needs no network. The base's commit is not known yet."""
-    from hubdistill.hub.base_publish import base_files
-    from hubdistill.hub.publish import preview
-
-    location, record = read_json(path / "location.json"), load_run(path)[0]
-    on_hub = location["kind"] == "hub"
-    if not on_hub and base_repo is None:
-        raise InputError(f"the adapter's base is {record['student']['reference']}, which is not on the Hub; add --base-repo ORG/NAME to push it too")
-    place = Place(repo=repo, base=location["base"] if on_hub else str(base_repo), base_commit=record["student"]["commit"] if on_hub else None, tag=tag)
+    check_arguments(repo, revision, create_pr, tag)
+    place, own_base = _destination(path, repo, base_repo, _shown_revision(revision, tag))
     folder = build(path, place, path / "staged")
-    found = preview(folder, repo, private=private, tag=tag, **options)
+    found = preview(folder, repo, private=private, tag=tag, revision=revision, create_pr=create_pr)
     lines = [f"{found.repo} on {found.endpoint}, revision {found.revision}, {found.visibility} if it is new"]
     lines += [f"  {name}  {size:,} bytes" for name, size in found.files]
-    if not on_hub:
-        lines.append(f"{base_repo}, pushed first")
-        lines += [f"  {file.name}  {file.stat().st_size:,} bytes" for file in base_files(Path(location["base"]))]
+    if own_base:
+        lines.append(f"{place.base}, pushed first")
+        lines += [f"  {file.name}  {file.stat().st_size:,} bytes" for file in base_files(own_base)]
     text = (folder / CARD).read_text(encoding="utf-8")
     shutil.rmtree(folder)
     build_local(path)
@@ -255,9 +261,9 @@ def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measureme
     """What `run` ends with, as data."""
     chosen = [row for row in measurements if row.subject == "distilled" and row.metric in ("kl", "agreement", "rouge_l")]
     by_key = {(row.metric, row.on, row.subject): row for row in measurements}
-    base_missing = read_json(path / "location.json")["kind"] != "hub"
+    base_missing = not _location(path)[1]
     name = record["name"].replace("/", "-")
-    following = f"hubdistill push {path} --repo YOU/{name}" + (f" --base-repo YOU/{name}-base" if base_missing else "")
+    following = f"hubdistill push {shlex.quote(str(path))} --repo YOU/{name}" + (f" --base-repo YOU/{name}-base" if base_missing else "")
     return {
         "run": str(path),
         "adapter": str(path / "hub"),

@@ -30,7 +30,7 @@ Every key that a recipe can have. This page is generated (`python -m hubdistill.
 A recipe is one YAML file. Unknown keys are errors. Paths are relative to the recipe. `hubdistill run RECIPE key=value`
 overrides a value: `train.rounds=2`, `student.layers=[0, 2]`, `evaluate[0].kind=overlap`; `publish=null` puts a default back.
 Editors check a recipe as you type with the schema in `recipe.schema.json`: put
-`# yaml-language-server: $schema=https://.../docs/recipe.schema.json` in its first line, or the path of your checkout.
+`# yaml-language-server: $schema=PATH_OF_YOUR_CHECKOUT/docs/recipe.schema.json` in its first line.
 
 YAML is read by the rules of YAML 1.2: `1e-5` is a number, and `no`, `010`, `1:30` and dates are text. Anchors, aliases,
 tags, merge keys and `${VARIABLES}` are refused, as are more than 256 KiB.

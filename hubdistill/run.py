@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubdistill import __version__
+from hubdistill.errors import RecipeError
 from hubdistill.evaluation.heldout import HeldOut, Subject
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.files import digest_of, write_atomically, write_json
@@ -23,7 +24,7 @@ from hubdistill.models.sources import read_json
 from hubdistill.pairs.join import Pairs
 from hubdistill.pairs.prompts import Prompt, load_prompts, read_prompts, save_prompts
 from hubdistill.pairs.store import ResponseSet, read_responses
-from hubdistill.plan import Plan
+from hubdistill.plan import Plan, check_adapter
 from hubdistill.rundir import RunDirectory
 from hubdistill.stages import NOT_THE_RESULT, NOT_THE_TEXT, Reporter, Workshop, borrowed
 
@@ -68,7 +69,14 @@ class Run:
             self._evaluate()
 
     def _begin(self) -> None:
+        _ = self.shop.device, self.shop.teacher_device  # what is not there shows now, not when all is sampled
+        if problems := check_adapter(self.plan.recipe, self.plan.student):
+            raise RecipeError([f"{self.plan.loaded.path}: {problem}" for problem in problems])
         write_json(self.path / "plan.json", self.plan.as_dict())  # first: it marks the directory as ours
+        record = self.path / "run.json"
+        if record.is_file() and read_json(record).get("digest") != self.plan.digest:
+            # What it says would no longer be true of the adapter: `push` and `card` refuse a run without it.
+            record.unlink()
         write_atomically(self.path / "recipe.yaml", self.plan.loaded.text.encode())
 
     def _prompts(self) -> None:

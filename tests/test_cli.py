@@ -75,10 +75,19 @@ def test_four_mistakes_are_told_at_once_with_their_lines(tmp_path, monkeypatch, 
         (["recipes", "quickstrat"], "did you mean"),
         (["rnu", "x"], "No such command 'rnu'"),
         (["push", "x"], "Missing option '--repo'"),
+        (["recipes", "quickstart", "--copy", "nope/x.yaml"], "its folder is not there; make that folder, or choose another place with --copy"),
+        (["recipes", "quickstart", "--copy", "afile/x.yaml"], "a part of the path is a file; choose another place with --copy"),
+        (["plan", "x" * 300 + ".yaml"], "File name too long"),
+        (["plan", "x" * 300], "File name too long"),
+        (["plan", "o/" + "x" * 300], "is neither a folder nor a Hub repository"),
+        (["card", "x" * 300], "there is no run at"),
+        (["pull", "x" * 300], "neither a folder nor a Hub repository"),
+        (["plan", "quickstart", "--revision", "v1"], "--revision is for a recipe on the Hub"),
     ],
 )
 def test_a_user_error_has_exit_code_2_and_names_the_fix(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "afile").write_text("")
     code, out, err = called(monkeypatch, capsys, *arguments)
     assert (code, out) == (2, "")
     assert words in " ".join(err.split())
@@ -128,7 +137,16 @@ def test_a_plan_is_data_on_stdout(tmp_path):
     told = hubdistill("plan", "tiny.yaml", folder=tmp_path)
     assert "2 of at most 2 steps of 4 pairs" in told.out
     assert told.out.endswith("Next: hubdistill run tiny.yaml\n")
+    told = hubdistill("plan", "tiny.yaml", "train.rounds=3", "evaluate=[{kind: overlap}]", folder=tmp_path)
+    assert told.out.endswith("Next: hubdistill run tiny.yaml train.rounds=3 'evaluate=[{kind: overlap}]'\n")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_single_stage_says_how_to_go_on_in_the_same_directory(tmp_path):
+    tiny.write_recipe(tmp_path)
+    done = hubdistill("prompts", "tiny.yaml", "train.rounds=3", "-o", "my run", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert done.out.endswith("Next: hubdistill run tiny.yaml train.rounds=3 -o 'my run'\n")
 
 
 def test_a_round_that_is_not_there_is_refused_before_anything_runs(tmp_path):

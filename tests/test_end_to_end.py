@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import yaml
 
 from hubdistill import files, rundir
+from hubdistill.errors import InputError, RecipeError
 from hubdistill.pairs.store import read_responses
 from hubdistill.plan import make_plan
 from hubdistill.recipe import load_recipe
 from hubdistill.run import Run
 from hubdistill.rundir import RunDirectory
+from hubdistill.stages import Workshop
 from tests import tiny
 from tests.command import hubdistill
 from tests.hub_server import HubServer
@@ -148,6 +151,8 @@ def test_a_damaged_file_is_noticed_and_its_stage_done_again(finished, tmp_path, 
         ("evaluate=[{kind: divergence}]", STAGES[:-1]),
         ("train.tracker=none", STAGES),
         ("sampling.batch_size=3", [*STAGES[:-1]]),
+        ("train.micro_batch=1", [*STAGES[:-1]]),
+        ("train.gradient_checkpointing=true", [*STAGES[:-1]]),
         ("loss.alpha=0.05", STAGES[:4]),
         ("train.rounds=1", [name for name in STAGES[:-1] if name not in ("round_1-train", "round_2-student", "round_2-train")]),
         ("sampling.temperature=0.7", ["prompts", "warmup"]),
@@ -159,6 +164,43 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else(finished, tmp_path,
     recipe, run, _ = finished
     distil(recipe, shutil.copytree(run, tmp_path / "run"), notes, override)
     assert [name for name, what in notes.stages if what == "skipped"] == kept
+
+
+def test_another_number_format_is_sampled_anew(finished, tmp_path, notes):
+    recipe, run, _ = finished
+    copy = distil(recipe, shutil.copytree(run, tmp_path / "run"), notes, "teacher.dtype=bfloat16", until="sample", round=1)
+    assert (copy / "round_1" / "teacher.parquet").read_bytes() != (run / "round_1" / "teacher.parquet").read_bytes()
+    assert read_responses(copy / "round_1", "teacher").manifest["dtype"] == "bfloat16"
+
+
+def test_prompts_are_rendered_once(finished, tmp_path, notes, monkeypatch):
+    recipe, run, _ = finished
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "stages" / "round_2-student.json").unlink()
+    shutil.rmtree(copy / "round_2")
+    # As if the template wrote the date, and midnight had passed.
+    monkeypatch.setattr(Workshop, "encode", lambda self, messages: [1, 2, 3])
+    distil(recipe, copy, notes)
+    assert weights(copy) == weights(run)
+
+
+def test_the_warm_up_on_ground_truth_ends_turns_as_the_template_does_and_counts_what_it_leaves_out(tmp_path, notes):
+    recipe = tiny.write_recipe(tmp_path, warmup={"kind": "sft", "responses": "ground_truth"})
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.eos_token = "<unk>"
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    rows[0]["answer"], rows[1]["answer"] = "the cat sat on the mat and then it ran", ""
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = make_plan(load_recipe(recipe, ["prompts.heldout=0", "evaluate=[]"]))
+    with RunDirectory(tmp_path / "run", notes.stage).locked() as directory:
+        run = Run(plan, directory, notes)
+        run.distil(until="prompts")
+        found, counts = run._warm_up_rows()
+    assert counts == {"without_response": 1, "cut": 1, "outside_vocabulary": 0}
+    assert len(found) == 11
+    assert sorted(row.response_ids[-1] == 3 for row in found) == [False] + [True] * 10
+    assert max(len(row.response_ids) for row in found) == 8
 
 
 def test_a_shorter_recipe_in_the_same_directory_is_not_told_with_the_rounds_of_the_longer_one(finished, tmp_path):
@@ -184,6 +226,29 @@ def test_teacher_responses_can_be_sampled_anew_each_round(finished, tmp_path, no
     run = distil(finished[0], tmp_path / "run", notes, "sampling.resample_teacher=true")
     rounds = [read_responses(run / f"round_{number}", "teacher").table["response_ids"].to_pylist() for number in (1, 2)]
     assert rounds[0] != rounds[1]
+
+
+def test_what_cannot_run_is_said_before_anything_is_sampled(finished, tmp_path, notes):
+    recipe, _, _ = finished
+    config = json.loads((recipe.parent / "student" / "config.json").read_text())
+    for override, says in (("train.device=cuda", "this machine has no cuda"), ("teacher.device=xpu", "this machine has no xpu")):
+        with pytest.raises(InputError, match=says):
+            distil(recipe, tmp_path / "run", notes, override)
+    plan = make_plan(load_recipe(recipe))
+    other = dataclasses.replace(plan.student, config={**config, "model_type": "gpt2"})
+    with RunDirectory(tmp_path / "run").locked() as directory, pytest.raises(RecipeError, match="GPT2LMHeadModel keeps its blocks"):
+        Run(dataclasses.replace(plan, student=other), directory, notes).distil()
+    assert notes.stages == []
+
+
+def test_a_run_that_went_on_with_other_settings_is_not_published_with_the_old_record(finished, tmp_path, notes):
+    recipe, run, _ = finished
+    copy = distil(recipe, shutil.copytree(run, tmp_path / "run"), notes, "train.learning_rate=0.02", until="train", round=2)
+    assert weights(copy) != weights(run)
+    for command in (["card", copy], ["push", copy, "--repo", "me/x", "--base-repo", "me/x-base", "--dry-run"]):
+        done = hubdistill(*command, folder=tmp_path)
+        assert done.code == 2
+        assert "hubdistill run" in done.err
 
 
 def test_a_full_disk_is_said_and_loses_nothing(finished, tmp_path, notes, monkeypatch):
@@ -317,3 +382,119 @@ def test_the_directory_of_a_running_run_is_refused(finished, tmp_path, notes):
         done = hubdistill("run", recipe, "-o", tmp_path / "run", folder=tmp_path)
     assert done.code == 2
     assert "is in use by process" in done.err
+
+
+def test_a_base_is_pushed_only_when_nothing_of_the_adapter_will_be_refused(finished, hub, tmp_path):
+    server, _ = hub
+    run = shutil.copytree(finished[1], tmp_path / "my run")
+    env = {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_alice_write"}
+
+    def push(*options: str, repo: str = "org/late", base: str = "org/late-base"):
+        return hubdistill("push", run, "--repo", repo, "--base-repo", base, *options, folder=tmp_path, **env)
+
+    def refused(words: str, done) -> None:
+        assert done.code == 2, done.err
+        assert words in done.err
+        assert not [name for _, name in server.state.repos if "late" in name]
+
+    refused("cannot hold both", push(base="org/LATE"))
+    refused("cannot hold both", push("--dry-run", base="org/late"))
+    refused("cannot be a revision", push("--tag", "v 1"))
+    refused("may not create repositories under bob", push(repo="bob/late"))
+    refused(f"To resume: hubdistill push '{run}' --repo bob/late --base-repo org/late-base --tag v1 --revision trial --public --overwrite-card",
+            push("--tag", "v1", "--revision", "trial", "--public", "--overwrite-card", repo="bob/late"))  # fmt: skip
+    record = (run / "run.json").read_text()
+    (run / "run.json").write_text(record.replace('"hardware": "', '"hardware": "hf_alice_write '))
+    refused("looks like a secret", push())
+    (run / "run.json").write_text(record)
+    damaged = run / "round_2" / "adapter" / "adapter_model.safetensors"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-9])
+    refused("adapter_model.safetensors", push())
+    damaged.write_bytes(whole)
+
+    assert push("--tag", "v1").code == 0
+    assert push("--tag", "v1").code == 0  # nothing changed, neither here nor in the base
+    repos = [server.state.repos["model", name] for name in ("org/late", "org/late-base")]
+    commits = [len(repo.commits) for repo in repos]
+    config = json.loads((Path(json.loads((run / "location.json").read_text())["base"]) / "config.json").read_text())
+    base = shutil.copytree(json.loads((run / "location.json").read_text())["base"], tmp_path / "other")
+    (base / "config.json").write_text(json.dumps(config | {"note": "changed"}))
+    (run / "location.json").write_text(json.dumps(json.loads((run / "location.json").read_text()) | {"base": str(base)}))
+    again = push("--tag", "v1")
+    assert again.code == 2
+    assert "--tag" in again.err
+    assert [len(repo.commits) for repo in repos] == commits, "the changed base was not pushed either"
+
+
+def test_what_is_published_names_models_by_name_and_not_by_path(finished, hub, tmp_path):
+    from hubdistill.publication import write_record
+
+    server, _ = hub
+    recipe, run, _ = finished
+    run = shutil.copytree(run, tmp_path / "run")
+    folder = recipe.parent
+    given = [f"teacher.model={folder}/teacher", f"student.model=../{folder.name}/student", f"prompts.dataset={folder}/prompts.jsonl"]
+    plan = make_plan(load_recipe(recipe, [f"teacher.model={folder}/x", *given]))
+    results = {path.stem: json.loads(path.read_text())["result"] for path in (run / "stages").glob("*.json")}
+    write_record(run, plan, {}, results, None)
+    shutil.rmtree(run / "hub")
+    env = {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_alice_write"}
+    assert hubdistill("card", run, folder=tmp_path).code == 0
+    done = hubdistill("push", run, "--repo", "org/named", "--base-repo", "org/named-base", folder=tmp_path, **env)
+    assert done.code == 0, done.err
+    for name in ("org/named", "org/named-base"):
+        repo = server.state.repos["model", name]
+        for path, entry in repo.commits[repo.refs["refs/heads/main"]].tree.items():
+            text = (entry.data or b"").decode()
+            assert str(folder.parent) not in text, path
+            assert folder.name not in text, path
+    recipe = yaml.safe_load((run / "reproduce.yaml").read_text())
+    assert (recipe["teacher"]["model"], recipe["student"]["model"], recipe["prompts"]["dataset"]) == ("./teacher", "./student", "prompts.jsonl")
+    record = json.loads((run / "run.json").read_text())
+    assert record["overrides"][1:] == ["teacher.model=./teacher", "student.model=./student", "prompts.dataset=prompts.jsonl"]
+    assert sorted(record["files_of_this_machine"]) == ["./student", "./teacher", "prompts.jsonl"]
+
+
+def test_a_branch_is_named_wherever_the_adapter_is_fetched(finished, hub, tmp_path):
+    from huggingface_hub import HfApi
+
+    from hubdistill.hub.run_card import Place, card_facts
+
+    server, recipe = hub
+    _, run, _ = finished
+    env = {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_alice_write"}
+    done = hubdistill("push", run, "--repo", "org/branch", "--base-repo", "org/branch-base", "--revision", "trial", folder=tmp_path, **env)
+    assert done.code == 0, done.err
+    assert done.out.endswith("Next: hubdistill pull org/branch --revision trial\n")
+    repo = server.state.repos["model", "org/branch"]
+    card = repo.commits[repo.refs["refs/heads/trial"]].tree["README.md"].data.decode()
+    assert '"org/branch", revision="trial"' in card
+    record = json.loads((run / "run.json").read_text()) | {"files_of_this_machine": []}
+    place = Place(repo="org/branch", base="org/branch-base", base_commit=None, revision="trial")
+    facts = card_facts(record, (), place, {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}, False)
+    assert facts.command == "hubdistill run org/branch --revision trial"
+
+    published = "".join(line for line in recipe.read_text().splitlines(keepends=True) if not line.startswith("publish"))
+    api = HfApi(endpoint=server.url, token="hf_alice_write")
+    api.upload_file(path_or_fileobj=published.encode(), path_in_repo="hubdistill/recipe.yaml", repo_id="org/branch", revision="trial")
+    planned = hubdistill("plan", "org/branch", "--revision", "trial", folder=tmp_path, **env)
+    assert planned.code == 0, planned.err
+    assert planned.out.endswith("Next: hubdistill run org/branch --revision trial\n")
+    elsewhere = hubdistill("plan", "org/branch", folder=tmp_path, **env)
+    assert elsewhere.code == 2
+    assert "holds no hubdistill/recipe.yaml" in elsewhere.err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("run.json", "{}"), ("run.json", "[]"), ("run.json", "nonsense"), ("measurements.json", '[{"metric": "kl"}]'), ("measurements.json", "{"), ("location.json", "{}")],
+)
+def test_a_damaged_record_is_told_with_the_command_that_writes_it_again(finished, tmp_path, name, content):
+    from hubdistill.errors import InputError
+    from hubdistill.publication import build_local
+
+    run = shutil.copytree(finished[1], tmp_path / "run")
+    (run / name).write_text(content)
+    with pytest.raises(InputError, match=rf"{name} .*(hubdistill run RECIPE --output|run the command again)"):
+        build_local(run)

@@ -367,6 +367,24 @@ def test_a_tracker_that_is_not_installed_is_refused(folder, monkeypatch, tracker
     assert plan_of(folder, f"train.tracker={tracker}").recipe.train.tracker == tracker
 
 
+def test_layers_that_the_student_does_not_have_are_refused(folder):
+    (problem,) = problems_of(folder, "lora.modules=[q_proj, query]")
+    assert problem.startswith("lora.modules: the student has no linear layer 'query'; name some of these: down_proj, ")
+    assert plan_of(folder, "lora.modules=[q_proj]").resolved
+
+
+def test_a_warm_up_on_responses_that_are_not_there_is_refused(folder):
+    expected = "warmup.responses: the first prompts have no ground-truth response; name their column in prompts.response_column, or write warmup.responses: teacher"
+    assert problems_of(folder, "prompts.response_column=null") == (expected,)
+    for fine in ("warmup.responses=teacher", "warmup.kind=none"):
+        assert plan_of(folder, "prompts.response_column=null", fine).resolved
+
+
+@pytest.mark.parametrize("heldout", [12, 40])
+def test_holding_out_all_prompts_is_refused(folder, heldout):
+    assert problems_of(folder, f"prompts.heldout={heldout}") == (f"prompts.heldout: {heldout} of 12 rows leaves nothing to train on; lower it",)
+
+
 def test_a_student_that_is_its_own_teacher_is_refused_unless_it_is_pruned(folder):
     (problem,) = problems_of(folder, "student.model=./teacher")
     assert problem.endswith("student and teacher are the same model; choose a smaller student, or prune it with student.layers")

@@ -27,8 +27,10 @@ class Access:
     warnings: tuple[str, ...] = ()
 
 
-def check_access(repo: str, *, private: bool = True) -> Access:
+def check_access(repo: str, *, private: bool = True, write: bool = True) -> Access:
     """Whether the current token may write to `repo` (ORG/NAME), asked before hours of training; writes nothing.
+
+    Without `write` it need only see an existing repository: anybody may open a pull request there.
 
     Raises InputError for a bad name, HubError for everything else, each with the remedy.
     """
@@ -44,7 +46,7 @@ def check_access(repo: str, *, private: bool = True) -> Access:
         if there is None:
             _require_namespace(who, repo)
         else:
-            retrying(lambda: api.auth_check(repo, write=True))
+            retrying(lambda: api.auth_check(repo, write=write))
     warning = endpoint_warning()
     return Access(
         user=who["name"],

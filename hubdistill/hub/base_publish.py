@@ -16,7 +16,7 @@ from hubdistill.hub.card_check import validate_card
 from hubdistill.hub.card_merge import END, START, dump
 from hubdistill.hub.failures import explained, hub_token
 from hubdistill.hub.names import CARD, is_hub_id, require_repo
-from hubdistill.hub.publish import Published, commit_files
+from hubdistill.hub.publish import Published, commit_files, unchanged_commit
 from hubdistill.hub.secrets import readable, refuse_secrets
 
 TEXTS = (
@@ -25,6 +25,8 @@ TEXTS = (
     "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 TOKENIZERS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+TABLES = ("tokenizer.json", "vocab.json", "added_tokens.json")  # their keys are tokens, and no file names
+PATHS = ("_name_or_path", "name_or_path")  # where a model or tokenizer was loaded from
 _MODEL_WEIGHTS = "model*.safetensors"
 
 
@@ -71,17 +73,27 @@ def push_base(folder: Path, repo: str, *, private: bool = True, card: str, resum
     Only the files of an allow-list go; the rest of the folder stays. Raises InputError for symlinks, pickled weights,
     code, secrets and paths of this machine, MissingError for what is lacking, HubError for the Hub.
     """
-    require_repo(repo)
-    validate_card(card)
-    files = base_files(folder)
-    contents: dict[str, Path | bytes] = {path.name: path for path in files if path.name != "config.json"}
-    contents["config.json"] = _own_config(folder / "config.json")
-    refuse_secrets(
-        {CARD: card} | {path.name: readable(path) for path in files if path.name not in TOKENIZERS}, token=hub_token()
-    )
+    contents = check_base_files(folder, repo, card)
     ending = f"The base model is kept in {folder}." + (f" To resume: {resume_command}" if resume_command else "")
     with explained(repo, f"publish the base model to {repo}", ending=ending):
         return commit_files(contents, card, repo, private=private)
+
+
+def check_base_files(folder: Path, repo: str, card: str) -> dict[str, Path | bytes]:
+    """What `push_base` would send besides the card; raises as it does, and needs no network."""
+    require_repo(repo)
+    validate_card(card)
+    files = base_files(folder)
+    refuse_secrets(
+        {CARD: card} | {path.name: readable(path) for path in files if path.name not in TOKENIZERS}, token=hub_token()
+    )
+    return {path.name: _own_text(path) for path in files}
+
+
+def published_base(folder: Path, repo: str, card: str) -> str | None:
+    """The commit of `repo` that holds this base already; None where `push_base` would make a new one."""
+    with explained(repo, f"publish the base model to {repo}"):
+        return unchanged_commit(check_base_files(folder, repo, card), card, repo)
 
 
 def base_files(folder: Path) -> tuple[Path, ...]:
@@ -114,7 +126,7 @@ def base_files(folder: Path) -> tuple[Path, ...]:
 
 def _json_problems(path: Path) -> Iterator[str]:
     """Code to be run, and file names that point out of the folder: a tokenizer can be made to read any local file."""
-    if path.name in ("tokenizer.json", "vocab.json"):  # large tables of tokens, without file names
+    if path.name in TABLES:
         return
     content = _load(path)
     for key, value in content.items():
@@ -134,7 +146,18 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _own_config(path: Path) -> bytes:
-    """config.json without `_name_or_path`, which can be a path of this machine."""
-    content = {key: value for key, value in _load(path).items() if key != "_name_or_path"}
-    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+def _own_text(path: Path) -> Path | bytes:
+    """The file to send: JSON without what can be a path of this machine, everything else as it is."""
+    if path.suffix != ".json" or path.name in TABLES:
+        return path
+    content = _load(path)
+    own = _without_paths(content)
+    if path.name == "config.json":  # always in one order, so that the same model is the same file
+        return (json.dumps(own, indent=2, sort_keys=True) + "\n").encode()
+    return path if own == content else (json.dumps(own, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(item) for key, item in value.items() if key not in PATHS}
+    return [_without_paths(item) for item in value] if isinstance(value, list) else value

@@ -41,8 +41,11 @@ def split_card(card: str) -> tuple[dict[str, Any], str]:
     return metadata, card[found.end() :]
 
 
-def merge_card(existing: str, new: str) -> str:
-    """`new` put into `existing`: the text between the markers is replaced, or appended where there are no markers yet."""
+def merge_card(existing: str, new: str, *, name: str = "") -> str:
+    """`new` put into `existing`: the text between the markers is replaced, or appended where there are no markers yet.
+
+    Results in the old `model-index` under `name` (our own, of an earlier push) go, even where the new card has none.
+    """
     if not existing.strip():
         return new
     old_data, old_body = split_card(existing)
@@ -57,11 +60,11 @@ def merge_card(existing: str, new: str) -> str:
     if not replaced:
         body = f"{old_body.rstrip()}\n\n{block}\n" if old_body.strip() else f"\n{block}\n"
     return (
-        f"---\n{dump(_merge_metadata(old_data, new_data))}---\n{body if body.startswith(chr(10)) else chr(10) + body}"
+        f"---\n{dump(_merge_metadata(old_data, new_data, name))}---\n{body if body.startswith(chr(10)) else chr(10) + body}"
     )
 
 
-def _merge_metadata(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+def _merge_metadata(old: dict[str, Any], new: dict[str, Any], name: str) -> dict[str, Any]:
     """Facts of the run win; license, language and keys that only people set are kept; lists of tags and datasets grow."""
     kept = {*(_LICENSE if "license" in old else ()), *(("language",) if "language" in old else ())}
     merged = {**old, **{key: value for key, value in new.items() if key not in kept}}
@@ -70,13 +73,16 @@ def _merge_metadata(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         if values:
             merged[key] = [value for n, value in enumerate(values) if value not in values[:n]]
     if "model-index" in old:
-        merged["model-index"] = _merge_index(_items(old["model-index"]), _items(new.get("model-index")))
+        merged["model-index"] = _merge_index(_items(old["model-index"]), _items(new.get("model-index")), name)
+        if not merged["model-index"]:
+            del merged["model-index"]
     return merged
 
 
-def _merge_index(old: list[Any], new: list[Any]) -> list[Any]:
-    names = {entry["name"] for entry in new}
-    return [entry for entry in old if not (isinstance(entry, dict) and entry.get("name") in names)] + new
+def _merge_index(old: list[Any], new: list[Any], name: str) -> list[Any]:
+    # A list and not a set: in a card that people wrote, a name can be anything, also what cannot be hashed.
+    ours = [*filter(None, [name]), *(entry["name"] for entry in new)]
+    return [entry for entry in old if not (isinstance(entry, dict) and entry.get("name") in ours)] + new
 
 
 def _items(value: Any) -> list[Any]:

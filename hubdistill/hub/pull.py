@@ -7,6 +7,7 @@ listed, checked and downloaded here, and PEFT is given a local folder.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def pull(ref: str, revision: str | None = None, output: Path | None = None, expe
     With `output` the files are copied there, all or nothing; else they stay in the Hub cache (or the folder).
     Raises InputError for an adapter that is broken, hostile, or not made for `expect_base`; MissingError and HubError.
     """
-    if Path(ref).is_dir():
+    if os.path.isdir(ref):  # not Path's, which raises for a name that is too long
         folder, repo, commit = Path(ref), None, None
         _check_folder(folder)
     else:
@@ -221,7 +222,7 @@ def _copy(folder: Path, output: Path) -> Path:
 
 def fetch_recipe(ref: str, revision: str | None = None) -> Path:
     """The recipe of a published adapter (`hubdistill/recipe.yaml` of ORG/NAME or of a folder), not larger than 256 KiB."""
-    if Path(ref).is_dir():
+    if os.path.isdir(ref):  # not Path's, which raises for a name that is too long
         path = Path(ref) / RECIPE
         _refuse_links(Path(ref))
     else:

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hubdistill.errors import InputError, MissingError, RunDirectoryError
+from hubdistill.errors import HubdistillError, InputError, MissingError, RunDirectoryError
+from hubdistill.files import write_problem
 from hubdistill.hub.adapter_check import check_adapter, read_config
 from hubdistill.hub.card_check import validate_card
 from hubdistill.hub.names import CARD, CONFIG, FILES, WEIGHTS, check_base
@@ -114,27 +115,46 @@ def replacing(folder: Path) -> Iterator[Path]:
 
     Raises RunDirectoryError where `folder` holds anything that hubdistill would not have put there.
     """
-    _refuse_foreign(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    with _told(folder):
+        _refuse_foreign(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         new = work / "new"
         new.mkdir()
         yield new
-        for path in new.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        if folder.is_dir():
-            folder.rename(work / "old")
-        new.rename(folder)
+        with _told(folder):
+            _put_in_place(folder, work)
     finally:
         shutil.rmtree(work)
+
+
+def _put_in_place(folder: Path, work: Path) -> None:
+    for path in (work / "new").rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if folder.is_dir():
+        folder.rename(work / "old")
+    (work / "new").rename(folder)
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """What the operating system says of `folder`, as an error with the fix."""
+    try:
+        yield
+    except HubdistillError:  # some of ours are OSErrors too
+        raise
+    except OSError as problem:
+        raise write_problem(problem, folder) from problem
 
 
 def _refuse_foreign(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise RunDirectoryError(f"{folder} exists and is not a folder. Choose another place.")
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise RunDirectoryError(f"{folder} is the folder you are in, or holds it, and cannot be replaced. Choose a new folder.")
     foreign = [p for p in folder.rglob("*") if not p.is_dir() and p.relative_to(folder).as_posix() not in FILES]
     if foreign:
         raise RunDirectoryError(

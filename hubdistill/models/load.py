@@ -39,7 +39,7 @@ def pick_device(name: str) -> torch.device:
     device = torch.device(name)
     missing = there is None or there.type != device.type or (device.index or 0) >= torch.accelerator.device_count()
     if device.type != "cpu" and missing:
-        raise InputError(f"device: this machine has no {name} that PyTorch can use; write `auto` or `cpu`")
+        raise InputError(f"train.device or teacher.device: this machine has no {name} that PyTorch can use; write `auto` or `cpu`")
     return device
 
 

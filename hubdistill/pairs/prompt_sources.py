@@ -29,6 +29,7 @@ class SourceFacts:
     columns: tuple[str, ...]  # empty where the Hub does not say
     rows: int | None  # None where counting would need reading
     license: str | None = None
+    responses: bool | None = None  # whether any of the first rows has a ground-truth response; None where they were not read
 
 
 def local_file(spec: PromptsSpec, base_dir: Path | None) -> Path | None:
@@ -116,11 +117,11 @@ def _check_hub(spec: PromptsSpec, offline: bool) -> SourceFacts:
 
 def _check_local(spec: PromptsSpec, base_dir: Path | None, path: Path) -> SourceFacts:
     first = list(islice(read_rows(spec, base_dir), 20))
-    for row in first:
-        read_row(row)
+    found = [read_row(row) for row in first]
     if not first:
         raise InputError(f"{spec.dataset}: has no rows; put one prompt in each row")
-    facts: dict[str, Any] = {"commit": file_sha256(path), "columns": _columns(path, spec), "rows": _count(path)}
+    responses = any(prompt and prompt.response for prompt in found)
+    facts: dict[str, Any] = {"commit": file_sha256(path), "responses": responses, "columns": _columns(path, spec), "rows": _count(path)}
     if spec.dataset.startswith(SHIPPED):
         facts["license"] = "apache-2.0"  # recipes/data/README.md
     return SourceFacts(reference=spec.dataset, kind="local", **facts)

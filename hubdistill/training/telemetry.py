@@ -52,6 +52,10 @@ class RoundBookkeeping(TrainerCallback):
     def __init__(self, curriculum: AlphaCurriculum, metrics: Path, round: int, progress=None):
         self.curriculum, self.metrics, self.round, self.progress = curriculum, metrics, round, progress
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.progress and state.global_step:  # resumed
+            self.progress(state.global_step)
+
     def on_step_end(self, args, state, control, **kwargs):
         self.curriculum.end_step()
         if self.progress:

@@ -23,6 +23,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "check_access": access.check_access,
     "preview": publish.preview,
     "push": publish.push,
+    "check_push": publish.check_push,
     "push_base": base_publish.push_base,
     "pull": pull.pull,
     "usage": lambda ref: pull.usage(pull.pull(ref)),

@@ -298,6 +298,24 @@ def test_metadata_of_people_is_kept_and_that_of_the_run_wins():
     ]
 
 
+def test_our_results_go_with_the_push_that_has_none():
+    old = "---\nmodel-index: [{name: mine, results: []}, {name: theirs, results: []}]\n---\nMy text.\n"
+    new = render_card(replace(FACTS, measurements=()))
+
+    def index(name: str, card: str = old):
+        return yaml.safe_load(merge_card(card, new, name=name).split("---\n")[1]).get("model-index")
+
+    assert [entry["name"] for entry in index("mine")] == ["theirs"]
+    assert len(index("")) == 2
+    assert index("mine", old.replace(", {name: theirs, results: []}", "")) is None
+
+
+@pytest.mark.parametrize("entry", ["{name: [1]}", "{name: {a: 1}}", "7", "{}"])
+def test_a_malformed_index_of_people_is_kept_for_the_check_to_name(entry):
+    merged = merge_card(f"---\nmodel-index:\n- {entry}\n---\nMy text.\n", render_card(FACTS), name="x")
+    assert yaml.safe_load(merged.split("---\n")[1])["model-index"][0] == yaml.safe_load(entry)
+
+
 def test_a_card_that_cannot_be_read_is_not_overwritten_silently():
     with pytest.raises(InputError, match="--overwrite-card"):
         merge_card("---\na: [1\nb: 2\n---\ntext", render_card(FACTS))

@@ -177,9 +177,8 @@ def test_tags_never_move(hub, client, staged):
     (early, late, with_pr), _ = client(steps)
     assert (early["error"], with_pr["error"]) == ("InputError", "InputError")
     assert repo.refs["refs/tags/v1"] == old
-    assert late["error"] == "HubError"
-    assert f"as commit {repo.refs['refs/heads/main']}" in late["message"]
-    assert len(repo.commits) == commits + 1
+    assert late["error"] == "InputError"
+    assert len(repo.commits) == commits  # refused before the commit
 
 
 def test_server_without_xet_says_what_to_do(client, staged, tmp_path):
@@ -309,3 +308,63 @@ def test_storage_that_stays_down_ends_in_words(hub, client, staged):
     (failed,), _ = client([push("org/store", staged)], HF_HUB_DISABLE_XET="1")
     assert "HTTP 500" in failed["message"]
     assert time.monotonic() - began < 60  # once through the client's own retries, not once for each of ours
+
+
+def test_a_tag_is_pushed_again_only_where_nothing_changes(hub, client, staged):
+    """Before the commit: else main's card would pin, under that tag, weights that are not those beside it."""
+    again = [push("org/kept", staged, tag="v1"), push("org/kept", staged, tag="v1")]
+    (first, same), _ = client(again)
+    assert first["ok"]["commit"] == same["ok"]["commit"]
+    (staged / "hubdistill" / "run.json").write_text('{"seed": 1}\n')
+    (changed, free), _ = client([push("org/kept", staged, tag="v1"), push("org/kept", staged, tag="v2")])
+    assert changed["error"] == "InputError"
+    assert "hubdistill/run.json would change" in changed["message"]
+    assert "`--tag`, or `publish.tag`" in changed["message"]
+    repo = hub.state.repos[("model", "org/kept")]
+    assert repo.commits[free["ok"]["commit"]].parent == first["ok"]["commit"]  # the refused push left no commit
+    assert repo.refs["refs/tags/v1"] == first["ok"]["commit"]
+
+
+def test_files_of_an_earlier_adapter_go_and_those_of_people_stay(hub, client, staged, storage):
+    (staged / "chat_template.jinja").write_text("{{ messages }}")
+    client([push("org/changed", staged)], **storage)
+    put(hub, "org/changed", {"notes.txt": b"mine"})
+    (staged / "chat_template.jinja").unlink()
+    (done,), _ = client([push("org/changed", staged)], **storage)
+    assert "ok" in done, done
+    assert set(tree(hub, "org/changed")) == EXPECTED | {"notes.txt"}
+
+
+def test_results_of_an_earlier_push_do_not_outlive_it(hub, client, staged):
+    index = "model-index:\n- name: results\n  results: []\n- name: theirs\n  results: []\n"
+    put(hub, "org/results", {"README.md": HAND_MADE.replace(b"widget:", index.encode() + b"widget:")})
+    client([push("org/results", staged)])
+    metadata = yaml.safe_load(tree(hub, "org/results")["README.md"].data.decode().split("---")[1])
+    assert "results" not in [entry["name"] for entry in metadata["model-index"]]
+    assert "theirs" in [entry["name"] for entry in metadata["model-index"]]
+
+
+def test_what_would_be_refused_is_refused_without_writing(hub, client, staged):
+    put(hub, "org/there", {"README.md": HAND_MADE})
+    repo = hub.state.repos[("model", "org/there")]
+    repo.refs["refs/tags/v1"] = repo.refs["refs/heads/main"]
+
+    def check(name: str, **kwargs):
+        return {"call": "check_push", "kwargs": {"folder": str(staged), "repo": name, **kwargs}}
+
+    (free, new, tagged, branch), _ = client(
+        [check("org/there"), check("org/new"), check("org/there", tag="v1"), check("org/there", revision="trial")]
+    )
+    (stranger, request, reader), _ = client(
+        [
+            check("org/there") | {"token": BOB},
+            check("org/there", create_pr=True) | {"token": BOB},
+            check("org/there") | {"token": READER},
+        ]
+    )
+    assert all("ok" in answer for answer in (free, new, branch, request))
+    assert tagged["error"] == "InputError"
+    assert "may not do this" in stranger["message"]
+    assert "read-only" in reader["message"]
+    assert not any(entry["method"] == "POST" and "validate-yaml" not in entry["path"] for entry in hub.log)
+    assert ("model", "org/new") not in hub.state.repos

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -180,3 +181,17 @@ def test_staging_is_all_or_nothing(run_files, tmp_path):
         put_together(run_files, folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
+
+
+def test_places_that_cannot_hold_an_adapter_are_told_with_the_fix(staged, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "afile").write_text("x")
+    monkeypatch.chdir(tmp_path / "empty")
+    for place in (".", "..", tmp_path / "empty"):
+        with pytest.raises(RunDirectoryError, match="Choose a new folder"):
+            pull(str(staged), output=Path(place))
+    with pytest.raises(RunDirectoryError, match="a part of the path is a file; choose another place with --output"):
+        pull(str(staged), output=tmp_path / "afile" / "x")
+    with pytest.raises(RunDirectoryError, match="too long"):
+        pull(str(staged), output=tmp_path / ("x" * 300))
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == []

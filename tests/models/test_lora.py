@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hubdistill.errors import InputError
-from hubdistill.models.lora import attach_adapter, linear_names, load_adapter
+from hubdistill.models.layers import linear_names
+from hubdistill.models.lora import attach_adapter, load_adapter
 from hubdistill.specs import LoraSpec
 from tests import tiny
 

@@ -1,0 +1,101 @@
+"""The facts of a card, from what a run recorded in run.json and measurements.json. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hubdistill.evaluation.statistics import Measurement
+from hubdistill.hub import card as cards
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the adapter goes: `repo` None is a local folder; `base` is what its config names."""
+
+    repo: str | None
+    base: str
+    base_commit: str | None
+    revision: str | None = None  # tag or branch that holds it, where it is not on main
+
+
+def card_facts(record: Mapping[str, Any], measurements: tuple[Measurement, ...], place: Place, adapter: Mapping[str, Any], template: bool) -> cards.CardFacts:
+    """The facts of a card from what a run recorded. Pure."""
+    prompts = record["prompts"]
+    on_hub = prompts["kind"] == "hub"
+    pushed = place.base != record["student_source"]
+    return cards.CardFacts(
+        name=(place.repo or record["name"]).rsplit("/", 1)[-1],
+        repo=place.repo,
+        base=cards.BaseModel(id=place.base, commit=place.base_commit, license=license_of(record["student"]["license"]),
+                             pushed_beside=pushed and place.repo is not None, made_of=record["student"]["reference"] if pushed else ""),
+        teacher=cards.Teacher(name=record["teacher"]["reference"], commit=record["teacher"]["commit"], license=license_of(record["teacher"]["license"])),
+        data=cards.Data(name=Path(prompts["reference"]).name if not on_hub else prompts["reference"], hub_id=prompts["reference"] if on_hub else None,
+                        commit=prompts["commit"] if on_hub else None, license=cards.License(id=prompts["license"])),
+        rank=adapter["r"],
+        lora_alpha=adapter["lora_alpha"],
+        target_modules=tuple(sorted(adapter["target_modules"])),
+        command=_command(place, record["name"]),
+        missing=tuple(Path(name).name for name in record["files_of_this_machine"]) if place.repo else (),
+        revision=place.revision,
+        loss=_loss_rows(record),
+        training=_training_rows(record),
+        measurements=measurements,
+        notes=tuple(record["warnings"]),
+        limitations=_limitations(record),
+        hardware=record["hardware"],
+        seconds=record["seconds"],
+        versions={"hubdistill": record["hubdistill"], **record["versions"]},
+        chat_template_file=template,
+    )  # fmt: skip
+
+
+def _command(place: Place, name: str) -> str:
+    at = ["--revision", place.revision] if place.repo and place.revision else []
+    return shlex.join(["hubdistill", "run", place.repo or name, *at])
+
+
+def license_of(found: Mapping[str, str]) -> cards.License:
+    """The license as a model's card states it."""
+    return cards.License(id=found.get("license"), name=found.get("license_name"), link=found.get("license_link"))
+
+
+def _loss_rows(record: Mapping[str, Any]) -> dict[str, str]:
+    loss, beta = record["loss"], record["beta"]
+    curriculum = "constant" if loss["anchor"] == "off" else f"curriculum from round 2, clipped to [{loss['alpha_low']:g}, {loss['alpha_high']:g}], {loss['anchor']} anchor"
+    return {
+        "loss": f"{loss['name']}: skew KL on teacher responses, skew reverse KL on student responses",
+        "alpha": f"{loss['alpha']:g}, {curriculum}",
+        "beta": f"{loss['beta']}, {beta[0]['first']:.2f} to {beta[-1]['last']:.2f}",
+        "mixture gradient": loss["mix_grad"],
+        "reduction": loss["reduction"],
+    }
+
+
+def _training_rows(record: Mapping[str, Any]) -> dict[str, str]:
+    recipe, stages = record["recipe"], record["stages"]
+    train, sampling, warmup = recipe["train"], recipe["sampling"], recipe["warmup"]
+    rounds = [row for name, row in stages.items() if name.endswith("-train")]
+    pairs = [row["pairs"] for row in rounds]
+    teacher_said = "anew each round" if sampling["resample_teacher"] else "once, before round 1, and kept"
+    return record["target_facts"] | {
+        "prompts": f"{stages['prompts']['kept_train']} for training, {stages['prompts']['kept_heldout']} held out",
+        "sampling": f"temperature {sampling['temperature']:g}, top-p {sampling['top_p']:g}, at most {sampling['max_tokens']} tokens; teacher responses {teacher_said}",
+        "warm-up": "none" if warmup["kind"] == "none" else f"{warmup['epochs']:g} epochs of SFT on {warmup['responses'].replace('_', ' ')} responses, {stages['warmup']['rows']} rows",
+        "rounds": f"{len(rounds)}, of {', '.join(map(str, pairs))} pairs and {', '.join(str(row['steps']) for row in rounds)} steps of {train['pairs_per_step']} pairs",
+        "left out": f"{sum(row['empty'] for row in rounds)} pairs with an empty response",
+        "cut at the length limit": f"{sum(row['truncated_teacher'] for row in rounds)} teacher and {sum(row['truncated_student'] for row in rounds)} student responses (no end token is added)",
+        "learning rate": f"{train['learning_rate']:g}, cosine over all rounds, 10 % warm-up",
+        "seed": str(train["seed"]),
+    }
+
+
+def _limitations(record: Mapping[str, Any]) -> tuple[str, ...]:
+    limit = record["recipe"]["sampling"]["max_tokens"]
+    return (
+        f"Trained and measured on responses of at most {limit} tokens; longer ones were not looked at.",
+        "The adapter imitates its teacher, and so also the teacher's mistakes.",
+    )
