@@ -112,9 +112,12 @@ _until("evaluate", "Measure the student before and after on the held-out prompts
 def card(run: RunArgument) -> None:
     """Write the model card of a finished run, and the folder laid out as its repository would be."""
     from hubdistill.publication import build_local
+    from hubdistill.rundir import RunDirectory
 
     path = _run_directory(run)
-    _print(f"{build_local(path)}\nNext: hubdistill push {shlex.quote(run)} --repo ORG/NAME --dry-run")
+    with RunDirectory(path).locked():
+        folder = build_local(path)
+    _print(f"{folder}\nNext: hubdistill push {shlex.quote(run)} --repo ORG/NAME --dry-run")
 
 
 @app.command()
@@ -129,12 +132,16 @@ def push(run: RunArgument,
          dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be pushed; no network needed.")] = False) -> None:  # fmt: skip
     """Publish a finished run: one commit with the adapter, its card and its recipe. Needs `hf auth login` or HF_TOKEN."""
     from hubdistill import publication
+    from hubdistill.rundir import RunDirectory
 
     path = _run_directory(run)
     if dry_run:
-        _print(publication.preview_text(path, repo, base_repo=base_repo, private=not public, create_pr=pr, tag=tag, revision=revision))
+        with RunDirectory(path).locked():
+            text = publication.preview_text(path, repo, base_repo=base_repo, private=not public, create_pr=pr, tag=tag, revision=revision)
+        _print(text)
         return
-    done = publication.publish(path, repo, base_repo=base_repo, private=not public, create_pr=pr, tag=tag, revision=revision, overwrite_card=overwrite_card)
+    with RunDirectory(path).locked():
+        done = publication.publish(path, repo, base_repo=base_repo, private=not public, create_pr=pr, tag=tag, revision=revision, overwrite_card=overwrite_card)
     for warning in done.warnings:
         _say(f"warning: {warning}")
     shown = f"refs/pr/{done.pr}" if done.pr else revision

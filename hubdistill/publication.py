@@ -213,6 +213,7 @@ def publish(path: Path, repo: str, *, base_repo: str | None, private: bool, tag:
     options: dict[str, Any] = {"private": private, "create_pr": create_pr, "tag": tag, "revision": revision,
                                "overwrite_card": overwrite_card, "resume_command": resume}  # fmt: skip
     folder = build(path, place, path / "staged")
+    base: Published | None = None
     if own_base:
         card = _base_card(place.base, load_run(path)[0])
         check_base_files(own_base, place.base, card)
@@ -220,9 +221,12 @@ def publish(path: Path, repo: str, *, base_repo: str | None, private: bool, tag:
         if tag:  # the same base at the same commit is what an unchanged push under this tag would name
             build(path, replace(place, base_commit=published_base(own_base, place.base, card)), folder)
         check_push(folder, repo, **options)
-        place = replace(place, base_commit=push_base(own_base, place.base, private=private, card=card, resume_command=resume).commit)
+        base = push_base(own_base, place.base, private=private, card=card, resume_command=resume)
+        place = replace(place, base_commit=base.commit)
         build(path, place, folder)
     done = push(folder, repo, **options)
+    if base and (base.visibility, done.visibility) == ("private", "public"):  # repositories that are there keep their visibility
+        done = replace(done, warnings=(*done.warnings, f"{repo} is public and its base {place.base} is private, so others cannot load it; make the base public in its settings"))
     shutil.rmtree(folder)
     write_json(path / "published.json", {"repo": repo, "commit": done.commit, "url": done.url, "visibility": done.visibility, "base": place.base, "base_commit": place.base_commit, "pr": done.pr, "tag": done.tag})
     return done

@@ -358,6 +358,17 @@ def test_a_local_base_is_pushed_beside_the_adapter_and_never_named_by_its_path(f
     assert not [text for text in texts if str(run) in text or "/pytest-" in text]
 
 
+def test_a_public_adapter_on_a_private_base_is_warned_of(finished, hub, tmp_path):
+    from huggingface_hub import HfApi
+
+    server, _ = hub
+    HfApi(endpoint=server.url, token="hf_alice_write").create_repo("org/open", private=False)
+    env = {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_alice_write"}
+    done = hubdistill("push", finished[1], "--repo", "org/open", "--base-repo", "org/closed-base", folder=tmp_path, **env)
+    assert done.code == 0, done.err
+    assert "warning: org/open is public and its base org/closed-base is private" in done.err
+
+
 def test_a_recipe_that_publishes_is_refused_before_training_without_a_token(hub, tmp_path):
     server, recipe = hub
     for token, words in (({}, "not logged in"), ({"HF_TOKEN": "hf_alice_read"}, "read-only")):
@@ -380,8 +391,13 @@ def test_the_directory_of_a_running_run_is_refused(finished, tmp_path, notes):
     recipe, _, _ = finished
     with RunDirectory(tmp_path / "run").locked():
         done = hubdistill("run", recipe, "-o", tmp_path / "run", folder=tmp_path)
+        pushed = hubdistill("push", finished[1], "--repo", "me/x", "--base-repo", "me/x-base", "--dry-run", folder=tmp_path)
+    assert pushed.code == 0, "another directory is free"
     assert done.code == 2
     assert "is in use by process" in done.err
+    with RunDirectory(finished[1]).locked():
+        held = [hubdistill(*command, folder=tmp_path) for command in (["card", finished[1]], ["push", finished[1], "--repo", "me/x", "--base-repo", "me/x-base", "--dry-run"])]
+    assert [(one.code, "is in use by process" in one.err) for one in held] == [(2, True)] * 2
 
 
 def test_a_base_is_pushed_only_when_nothing_of_the_adapter_will_be_refused(finished, hub, tmp_path):

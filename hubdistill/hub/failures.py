@@ -267,7 +267,10 @@ def _wait(error: BaseException, delay: float, statuses: Sequence[int]) -> float 
         after = answer.response.headers.get("retry-after", "")  # type: ignore[attr-defined]
         return min(max(float(after), delay), LONGEST_WAIT) if after.isdigit() else delay
     # An overloaded proxy answers with HTML, and the client trips over it while it looks for JSON.
-    return delay if is_transport(answer) or isinstance(error, json.JSONDecodeError) else None
+    unclear = is_transport(answer) or isinstance(error, json.JSONDecodeError)
+    if statuses is UNREAD:  # what is not safe to repeat: only where the request certainly did not arrive
+        unclear = type(answer).__name__ in ("ConnectError", "ConnectTimeout")
+    return delay if unclear else None
 
 
 def _short(error: BaseException) -> str:

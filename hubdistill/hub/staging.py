@@ -155,7 +155,10 @@ def _refuse_foreign(folder: Path) -> None:
         raise RunDirectoryError(f"{folder} exists and is not a folder. Choose another place.")
     if Path.cwd().is_relative_to(folder.resolve()):
         raise RunDirectoryError(f"{folder} is the folder you are in, or holds it, and cannot be replaced. Choose a new folder.")
-    foreign = [p for p in folder.rglob("*") if not p.is_dir() and p.relative_to(folder).as_posix() not in FILES]
+    held = [p for p in folder.rglob("*") if not p.is_dir()]
+    foreign = [p for p in held if p.relative_to(folder).as_posix() not in FILES]
+    if held and not (folder / CONFIG).is_file():
+        foreign = held  # a README.md alone is somebody's own
     if foreign:
         raise RunDirectoryError(
             f"{folder} holds {foreign[0].name}, which is not part of an adapter, so it is not replaced. Choose a new or an empty folder."

@@ -8,13 +8,15 @@ import os
 import stat
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from hubdistill.errors import InputError, MissingError, RunDirectoryError
+from hubdistill.hub.failures import UNREAD, retrying
 from hubdistill.hub.publish import push
 from hubdistill.hub.pull import pull
 from hubdistill.hub.secrets import RedactingFilter, find_secrets
-from hubdistill.hub.staging import stage
+from hubdistill.hub.staging import replacing, stage
 from tests.hub.conftest import ALICE, BASE, COMMIT, WEIGHTS, config, safetensors
 from tests.hub.example_card import FACTS, render_card
 
@@ -195,3 +197,33 @@ def test_places_that_cannot_hold_an_adapter_are_told_with_the_fix(staged, tmp_pa
     with pytest.raises(RunDirectoryError, match="too long"):
         pull(str(staged), output=tmp_path / ("x" * 300))
     assert [path.name for path in (tmp_path / "empty").iterdir()] == []
+
+
+def test_a_readme_of_ones_own_is_no_adapter_to_replace(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "README.md").write_text("my own notes")
+    with pytest.raises(RunDirectoryError, match=r"holds README\.md"), replacing(folder):
+        pass
+    assert (folder / "README.md").read_text() == "my own notes"
+    (folder / "adapter_config.json").write_text("{}")
+    with replacing(folder) as new:
+        (new / "README.md").write_text("a card")
+    assert [path.name for path in folder.iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize(("error", "tries"), [(httpx2.ConnectError, 3), (httpx2.ReadTimeout, 1)])
+def test_what_is_not_safe_to_repeat_is_repeated_only_where_it_did_not_arrive(error, tries):
+    made = []
+
+    def open_pull_request():
+        made.append(1)
+        raise error("gone")
+
+    with pytest.raises(error):
+        retrying(open_pull_request, delays=(0, 0), statuses=UNREAD)
+    assert len(made) == tries
+    made.clear()
+    with pytest.raises(error):
+        retrying(open_pull_request, delays=(0, 0))
+    assert len(made) == 3
