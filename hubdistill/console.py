@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 import warnings
 from typing import Any
@@ -21,15 +22,29 @@ class ConsoleReporter:
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
         self._bar: Progress | None = None
         self._tokens, self._began = 0, 0.0
+        self._interrupted = False
+        signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        """Ctrl-C raises KeyboardInterrupt as ever, and again at the next report: libraries that are just being imported
+        swallow it (a bare `except`, a callback from C), and the run would go on."""
+        self._interrupted = True
+        signal.default_int_handler(number, frame)
+
+    def _obey(self) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def stage(self, name: str, what: str) -> None:
         """A stage begins, is done again because its files changed, or is kept from before."""
+        self._obey()
         self.stop()
         words = {SKIPPED: "[dim]kept from before[/dim]", REDONE: "[yellow]its files changed, done again[/yellow]"}
         self.console.print(f"[bold]{name}[/bold] {words.get(what, '')}".rstrip())
 
     def start(self, label: str, total: int, unit: str) -> None:
         """A countable piece of work begins."""
+        self._obey()
         self.stop()
         self._tokens, self._began = 0, time.monotonic()
         # 80 columns in all, the width of a plain terminal and of a log.
@@ -41,6 +56,7 @@ class ConsoleReporter:
 
     def advance(self, done: int, tokens: int = 0) -> None:
         """`done` more units are finished; they brought `tokens` tokens."""
+        self._obey()
         if self._bar is None:
             return
         self._tokens += tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 import pytest
 
 from hubdistill import cli
+from hubdistill.console import ConsoleReporter
 from hubdistill.errors import HubdistillError, InputError, TrainingError
 from tests import tiny
 from tests.command import ROOT, hubdistill
@@ -155,6 +157,20 @@ def test_a_round_that_is_not_there_is_refused_before_anything_runs(tmp_path):
     assert done.code == 2
     assert "the recipe has 2 rounds" in " ".join(done.err.split())
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_interruption_that_a_library_swallows_is_obeyed_at_the_next_report():
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        reporter = ConsoleReporter(quiet=True)
+        reporter.stage("sample", "started")
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        for report in (lambda: reporter.advance(1), lambda: reporter.start("a", 2, "steps"), lambda: reporter.stage("b", "started")):
+            with pytest.raises(KeyboardInterrupt):
+                report()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_interruption_keeps_what_is_done_and_says_how_to_go_on(tmp_path):
