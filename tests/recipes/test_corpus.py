@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +26,6 @@ train: {rounds: 2}
 evaluate: [{kind: divergence}]
 publish: {repo: me/adapter}
 """
-SECONDS = 2.0
 
 
 @dataclass
@@ -80,10 +78,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def problems_of(path: Path, case: Case) -> tuple[str, ...]:
-    start = time.perf_counter()
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, case.overrides, origin=case.origin)  # type: ignore[arg-type]
-    assert time.perf_counter() - start < SECONDS
     return caught.value.problems
 
 
@@ -240,10 +236,8 @@ def test_no_heavy_import_and_one_screen_from_a_fresh_process(folder: Path) -> No
         "heavy = {'torch', 'transformers', 'datasets', 'peft', 'trl', 'numpy', 'huggingface_hub'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"
     )
-    start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 3
-    assert time.perf_counter() - start < SECONDS
