@@ -18,6 +18,7 @@ from statistics import fmean
 import torch
 
 from hubdistill.evaluation.divergence import Scorer
+from hubdistill.modalities.base import Reading
 from hubdistill.modalities.text import TEXT
 from hubdistill.models.load import load_model
 from hubdistill.models.pruned import kept_layers, shorten_config
@@ -53,7 +54,7 @@ def main(run: Path) -> None:
     recipe = json.loads((run / "plan.json").read_text())["recipe"]
     teacher = load_model(find_model(TeacherSpec(**recipe["teacher"]), run), "float32", torch.device("cpu"))
     responses = list(read_responses(run / "evaluation", "teacher").rows())
-    scorer = Scorer(teacher, TEXT, teacher.config.vocab_size, 0)
+    scorer = Scorer(teacher, Reading(modality=TEXT, pad_id=0), teacher.config.vocab_size)
     depth = teacher.config.num_hidden_layers
     print(f"kl(teacher, pruned) on the teacher's answers to {len(responses)} held-out prompts, nats a token\n")
     names = list(layouts(2, depth))

@@ -67,3 +67,12 @@ def folder_sha256(folder: Path) -> str:
 def digest_of(value: Any) -> str:
     """Digest of a JSON-able value; equal values give equal digests whatever the order of their keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+
+
+def publish_folder(work: Path, folder: Path) -> None:
+    """Move a finished folder into place in one step; another process may have been first, then its result stands."""
+    try:
+        os.replace(work, folder)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise

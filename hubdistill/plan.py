@@ -38,6 +38,7 @@ class Plan:
     student_source: ModelFacts  # what student.model names
     student: ModelFacts  # the adapter's base: the same, or its pruned copy
     prompts: SourceFacts
+    questions: tuple[SourceFacts, ...]  # of the evaluations that ask a set of their own
     preset: LossPreset
     most_prompts: int | None  # training prompts at most; None where the data set does not say
     steps: int | None  # optimiser steps a round, at most
@@ -62,7 +63,7 @@ class Plan:
     @property
     def resolved(self) -> bool:
         """Whether every model and data set is pinned, so that the plan can be run."""
-        return NOT_RESOLVED not in (self.teacher.commit, self.student.commit, self.prompts.commit)
+        return NOT_RESOLVED not in (self.teacher.commit, self.student.commit, self.prompts.commit, *(facts.commit for facts in self.questions))
 
     def schedule(self, steps: int) -> BetaTable:
         """Beta over the rounds."""
@@ -79,6 +80,7 @@ class Plan:
             "teacher": _model(self.teacher),
             "student": _model(self.student),
             "prompts": asdict(self.prompts),
+            "questions": [asdict(facts) for facts in self.questions],
             "loss": asdict(self.preset),
             "rounds": recipe.train.rounds,
             "prompts_at_most": self.most_prompts,
@@ -97,7 +99,8 @@ class Plan:
     def digest(self) -> str:
         """Changes whenever anything changes that a result could depend on (where it is published is not)."""
         blocks = self.recipe.model_dump(mode="json", exclude={"publish"})
-        return digest_of([blocks, self.teacher.commit, self.student.commit, self.prompts.commit, __version__])
+        sources = [self.prompts.commit, *(facts.commit for facts in self.questions)]
+        return digest_of([blocks, self.teacher.commit, self.student.commit, *sources, __version__])
 
 
 def _model(facts: ModelFacts) -> dict[str, Any]:
@@ -116,6 +119,7 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False) -> Plan:
     problems = _check_settings(recipe, processes)
     found = _resolve(loaded, offline, problems)
     teacher, source, student, prompts = found
+    questions = _check_questions(loaded, offline, problems)
     target = target_named(recipe.target.kind)
     if teacher and source and student:
         problems += target.check(teacher, student)
@@ -132,7 +136,7 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False) -> Plan:
     most = _most_prompts(recipe.prompts.count, prompts.rows, recipe.prompts.heldout)
     preset = resolve(recipe.loss.model_dump())
     steps = math.ceil(most / recipe.train.pairs_per_step) if most else None
-    plan = Plan(loaded=loaded, target=target, teacher=teacher, student_source=source, student=student, prompts=prompts, preset=preset,
+    plan = Plan(loaded=loaded, target=target, teacher=teacher, student_source=source, student=student, prompts=prompts, questions=questions, preset=preset,
                 most_prompts=most, steps=steps, processes=processes, vocab=vocab, warnings=())  # fmt: skip
     return Plan(**{**plan.__dict__, "warnings": tuple(_warnings(plan, offline))})
 
@@ -154,6 +158,17 @@ def _resolve(loaded: LoadedRecipe, offline: bool, problems: list[str]) -> tuple[
             problems.append(text if text.startswith(f"{key}:") else f"{key}: {text}")
             found.append(None)
     return tuple(found)  # type: ignore[return-value]
+
+
+def _check_questions(loaded: LoadedRecipe, offline: bool, problems: list[str]) -> tuple[SourceFacts, ...]:
+    """The sets of questions that evaluations name."""
+    found = []
+    for index, one in enumerate(loaded.recipe.evaluate):
+        try:
+            found += [check_source(one.questions, None if loaded.origin == "hub" else loaded.path.parent, offline=offline)] if one.questions else []
+        except HubdistillError as problem:
+            problems.append(f"evaluate[{index}].questions: {problem}")
+    return tuple(found)
 
 
 def _check_settings(recipe: Recipe, processes: int) -> list[str]:

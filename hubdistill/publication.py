@@ -18,6 +18,7 @@ from typing import Any
 
 from hubdistill import __version__
 from hubdistill.errors import HubdistillError, InputError, MissingError
+from hubdistill.evaluation.questions import NO_IMAGE
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.files import write_atomically, write_json
 from hubdistill.hub import card as cards
@@ -43,7 +44,8 @@ from hubdistill.shipped import SHIPPED
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "huggingface_hub")
 RECORDED = {"name", "prompts", "teacher", "student", "student_source", "student_source_commit", "rounds", "recipe", "stages", "seconds", "loss", "beta",
-            "warnings", "hardware", "versions", "hubdistill", "target_facts", "files_of_this_machine"}  # fmt: skip  # what a card is made of
+            "warnings", "hardware", "versions", "hubdistill", "target_facts", "pipeline_tag", "files_of_this_machine"}  # fmt: skip  # what a card is made of
+SHOWN = ("kl", "agreement", "rouge_l", "vqa_accuracy", "exact_match")  # metrics that `run` ends with; of questions the whole set
 REPRODUCE = "reproduce.yaml"  # the resolved recipe that goes into the repository
 
 
@@ -58,6 +60,7 @@ def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: 
         "hardware": hardware(plan.recipe.train.device),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "target_facts": plan.target.facts(plan.recipe.target.options),
+        "pipeline_tag": plan.target.modality.pipeline_tag,
         "files_of_this_machine": files_of_this_machine(plan),
         "student_source": plan.student_source.reference,
         "student_source_commit": plan.student_source.commit,
@@ -241,7 +244,7 @@ def _push_command(path: Path, repo: str, base_repo: str | None, *, private: bool
 
 def _base_card(repo: str, record: Mapping[str, Any]) -> str:
     return render_base_card(BaseFacts(repo=repo, source=record["student_source"], source_commit=record["student_source_commit"],
-                                      how=f"{record['student']['reference']}.", license=license_of(record["student"]["license"])))  # fmt: skip
+                                      how=f"{record['student']['reference']}.", license=license_of(record["student"]["license"]), pipeline_tag=record["pipeline_tag"]))  # fmt: skip
 
 
 def preview_text(path: Path, repo: str, *, base_repo: str | None, private: bool, tag: str | None, revision: str | None = None, create_pr: bool = False) -> str:
@@ -263,7 +266,7 @@ def preview_text(path: Path, repo: str, *, base_repo: str | None, private: bool,
 
 def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measurement, ...], done: Published | None) -> dict[str, Any]:
     """What `run` ends with, as data."""
-    chosen = [row for row in measurements if row.subject == "distilled" and row.metric in ("kl", "agreement", "rouge_l")]
+    chosen = [row for row in measurements if row.subject == "distilled" and row.metric in SHOWN and row.on.count(",") <= row.on.endswith(NO_IMAGE)]
     by_key = {(row.metric, row.on, row.subject): row for row in measurements}
     base_missing = not _location(path)[1]
     name = record["name"].replace("/", "-")

@@ -137,6 +137,8 @@ def _source(path: KeyPath, value: str, context: Context) -> Iterator[Problem]:
 
 
 def _hub_id(path: KeyPath, value: str, wants_file: bool) -> Iterator[Problem]:
+    if value.startswith("toy:") and not wants_file:
+        return  # there or not, find_model says with the names
     if value.startswith("pypi:") and not wants_file:
         if not re.fullmatch(r"pypi:[A-Za-z0-9][\w.-]*", value):
             yield path, f"'{show(value)}' names no package; write pypi:PACKAGE"
@@ -162,6 +164,7 @@ def check_together(recipe: Recipe) -> Iterator[Problem]:
     """Fields that contradict or ignore each other, in a recipe whose blocks are each valid."""
     yield from _models(recipe)
     yield from _prompts(recipe)
+    yield from _images(recipe)
     yield from _warmup(recipe)
     yield from _loss(recipe)
     yield from _evaluate(recipe)
@@ -170,7 +173,7 @@ def check_together(recipe: Recipe) -> Iterator[Problem]:
 
 def _models(recipe: Recipe) -> Iterator[Problem]:
     for block, spec in (("teacher", recipe.teacher), ("student", recipe.student)):
-        if spec.revision and (is_local(spec.model) or spec.model.startswith("pypi:")):
+        if spec.revision and (is_local(spec.model) or spec.model.startswith(("pypi:", "toy:"))):
             yield (block, "revision"), f"is for models on the Hub, and '{show(spec.model)}' is not there; remove it"
 
 
@@ -180,6 +183,18 @@ def _prompts(recipe: Recipe) -> Iterator[Problem]:
     for key in ("config", "revision", "streaming", "split"):
         if key in recipe.prompts.model_fields_set and getattr(recipe.prompts, key) not in (None, False, "train"):
             yield ("prompts", key), "is for data sets on the Hub, and the data set is a local file; remove it"
+
+
+def _images(recipe: Recipe) -> Iterator[Problem]:
+    vision = recipe.target.kind == "vlm"
+    if recipe.prompts.image_column and not vision:
+        yield ("prompts", "image_column"), f"has no effect, the target '{recipe.target.kind}' reads no images; remove it, or write target: {{kind: vlm}}"
+    for key in ("image_pixels", "damaged_images"):
+        if getattr(recipe.prompts, key) != type(recipe.prompts).model_fields[key].default and recipe.prompts.image_column is None:
+            yield ("prompts", key), "has no effect without image_column; add image_column, or remove it"
+    for key in ("vision_tower", "projector"):
+        if getattr(recipe.lora, key) and not vision:
+            yield ("lora", key), f"has no effect, the target '{recipe.target.kind}' has none; remove it, or write target: {{kind: vlm}}"
 
 
 def _warmup(recipe: Recipe) -> Iterator[Problem]:
@@ -216,9 +231,13 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
 
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     kinds = [one.kind for one in recipe.evaluate]
-    for index, kind in enumerate(kinds):
-        if kind in kinds[:index]:
-            yield ("evaluate", index), f"'{kind}' is listed twice; keep one"
+    for index, one in enumerate(recipe.evaluate):
+        if one in recipe.evaluate[:index] or (one.questions is None and one.kind in [before.kind for before in recipe.evaluate[:index] if before.questions is None]):
+            yield ("evaluate", index), f"'{one.kind}' is listed twice; keep one"
+        if one.kind == "vqa" and recipe.target.kind != "vlm":
+            yield ("evaluate", index), f"'vqa' asks about images, and the target '{recipe.target.kind}' reads none; remove it, or write target: {{kind: vlm}}"
+        if one.kind == "vqa" and one.questions is None and not recipe.prompts.response_column:
+            yield ("evaluate", index), "'vqa' needs known answers; add `questions`, or name the column of the prompts' answers in prompts.response_column"
     if kinds and not recipe.prompts.heldout:
         yield ("prompts", "heldout"), "is 0 and evaluate needs held-out prompts; write 200, or evaluate: []"
 
@@ -241,7 +260,7 @@ def _publish(recipe: Recipe) -> Iterator[Problem]:
             )
     if publish.tag and (".." in publish.tag or publish.tag.endswith((".", ".lock"))):
         yield ("publish", "tag"), f"'{publish.tag}' is not a git tag; use a form such as v1.0"
-    unpublished = student.layers is not None or is_local(student.model) or student.model.startswith("pypi:")
+    unpublished = student.layers is not None or is_local(student.model) or student.model.startswith(("pypi:", "toy:"))
     if unpublished and publish.base_repo is None:
         yield (
             ("publish", "repo"),

@@ -6,17 +6,15 @@ Each stage reads files and writes files, loads only the models it needs, and fre
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hubdistill import __version__
 from hubdistill.errors import RecipeError
-from hubdistill.evaluation.heldout import HeldOut, Subject
 from hubdistill.evaluation.statistics import Measurement
+from hubdistill.examination import Examination, question_sets, row_finder
 from hubdistill.files import digest_of, write_atomically, write_json
 from hubdistill.losses.schedules import AlphaCurriculum
 from hubdistill.modalities.base import Row
@@ -27,9 +25,6 @@ from hubdistill.pairs.store import ResponseSet, read_responses
 from hubdistill.plan import Plan, check_adapter
 from hubdistill.rundir import RunDirectory
 from hubdistill.stages import NOT_THE_RESULT, NOT_THE_TEXT, Reporter, Workshop, borrowed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -42,7 +37,7 @@ class Run:
 
     @cached_property
     def shop(self) -> Workshop:
-        return Workshop(self.plan, self.reporter)
+        return Workshop(self.plan, self.reporter, self.path)
 
     @property
     def path(self) -> Path:
@@ -85,15 +80,23 @@ class Run:
 
         def work() -> dict[str, Any]:
             base = None if self.plan.loaded.origin == "hub" else self.plan.base_dir
-            train, heldout, report = load_prompts(recipe.prompts, base, self.shop.encode, recipe.train.seed)
-            save_prompts(folder / "train.parquet", train, self.shop.encode)
-            save_prompts(folder / "heldout.parquet", heldout, self.shop.encode)
+            shop = self.shop
+            train, heldout, report = load_prompts(recipe.prompts, base, shop.encode, recipe.train.seed, shop.images)
+            saved = {"train": train, "heldout": heldout}
+            for name, spec in question_sets(recipe.evaluate):
+                saved[name] = load_prompts(spec, base, shop.encode, recipe.train.seed, shop.images)[0]
+            for name, prompts in saved.items():
+                save_prompts(folder / f"{name}.parquet", prompts, shop.encode)
+            shop.images.keep_only(name for prompts in saved.values() for prompt in prompts for name in prompt.images)
             for line in report.lines():
                 self.reporter.note(line)
             return report.as_dict()
 
         inputs = [recipe.prompts.model_dump(mode="json"), self.plan.prompts.commit, self.plan.teacher.commit, recipe.train.seed]
-        self.directory.stage("prompts", inputs, ["prompts/train.parquet", "prompts/heldout.parquet"], work)
+        inputs += [self.plan.student_source.commit] if self.plan.target.modality.own_view else []
+        sets = question_sets(recipe.evaluate)
+        inputs += [[spec.model_dump(mode="json") for _, spec in sets], [facts.commit for facts in self.plan.questions]] if sets else []
+        self.directory.stage("prompts", inputs, [f"prompts/{name}.parquet" for name in ("train", "heldout", *dict(sets))], work)
 
     def _read(self, split: str) -> list[Prompt]:
         return read_prompts(self.path / "prompts" / f"{split}.parquet")
@@ -114,7 +117,7 @@ class Run:
         def work() -> dict[str, Any]:
             load = shop.load_teacher if who == "teacher" else lambda: shop.load_adapted(adapter)
             with borrowed(load) as model:
-                responses = shop.sample(self.path / folder, who, purpose, model, shop.questions(self._read(split)), adapter)
+                responses = shop.sample(self.path / folder, who, purpose, model, shop.questions(self._read(split), who), adapter)
             return {key: responses.manifest[key] for key in ("rows", "tokens", "truncated")}
 
         inputs = [self._model(who), plan.teacher.commit, plan.recipe.sampling.model_dump(exclude=NOT_THE_TEXT), plan.recipe.train.seed,
@@ -165,27 +168,22 @@ class Run:
         files = WarmupFiles(self.path / "warmup" / "checkpoints", self.path / "warmup" / "metrics.jsonl")
         steps = math.ceil(len(rows) / recipe.train.pairs_per_step * recipe.warmup.epochs)
         self.reporter.start("warm-up", steps, "steps")
-        result = warm_up(model, self.shop.tokenizer, rows, recipe.warmup, recipe.train, files, pad_id=self.shop.pad_id,
+        result = warm_up(model, self.shop.tokenizer, rows, recipe.warmup, recipe.train, files, reading=self.shop.reading,
                          accumulation=self.plan.accumulation, progress=self.reporter.advance)  # fmt: skip
         return result | counts
 
     def _warm_up_rows(self) -> tuple[list[Row], dict[str, int]]:
         """Responses to fine-tune on, and how many were left out or cut at the length limit."""
-        shop, limit = self.shop, self.plan.recipe.sampling.max_tokens
-        if self.plan.recipe.warmup.responses == "teacher":
-            answers = list(self._responses("round_1", "teacher").rows())
-            rows = [Row(r.prompt_ids, r.response_ids) for r in answers if len(r.response_ids) > 1]
-            return rows, {"empty": len(answers) - len(rows), "cut": sum(r.finish_reason == "length" for r in answers)}
+        from hubdistill.training.warmup import ground_truth_rows
+
         prompts = self._read("train")
-        rows, counts = [], {"without_response": 0, "cut": 0, "outside_vocabulary": 0}
-        for prompt, question in zip(prompts, shop.questions(prompts), strict=True):
-            ids = [*shop.tokenizer(prompt.response or "", add_special_tokens=False)["input_ids"], shop.end_id]
-            counts["without_response"] += len(ids) == 1
-            counts["outside_vocabulary"] += max(ids) >= shop.vocab
-            if len(ids) > 1 and max(ids) < shop.vocab:
-                counts["cut"] += len(ids) > limit  # a response that is cut gets no end: it did not end there
-                rows.append(Row(question.prompt_ids, tuple(ids[:limit])))
-        return rows, counts
+        self.shop.questions(prompts, "student")  # refuses prompts that the student cannot read
+        if self.plan.recipe.warmup.responses == "teacher":
+            row_of = row_finder(prompts)
+            answers = list(self._responses("round_1", "teacher").rows())
+            rows = [row_of(answer) for answer in answers if len(answer.response_ids) > 1]
+            return rows, {"empty": len(answers) - len(rows), "cut": sum(r.finish_reason == "length" for r in answers)}
+        return ground_truth_rows(prompts, self.shop.tokenizer, self.shop.end_id, self.shop.vocab, self.plan.recipe.sampling.max_tokens)
 
     def _responses(self, folder: str, who: str) -> ResponseSet:
         found = read_responses(self.path / folder, who)
@@ -209,10 +207,11 @@ class Run:
         from hubdistill.training.trainer import Distillation, Position
 
         plan, shop = self.plan, self.shop
-        pairs = Pairs(self._responses(f"round_{self._teacher_round(number)}", "teacher"), self._responses(f"round_{number}", "student"))
+        images = {prompt.id: prompt.images for prompt in self._read("train")} if plan.target.modality.own_view else None
+        pairs = Pairs(self._responses(f"round_{self._teacher_round(number)}", "teacher"), self._responses(f"round_{number}", "student"), images)
         with borrowed(shop.load_teacher) as teacher, borrowed(lambda: shop.load_adapted(self._adapter(number - 1), trainable=True)) as student:
             distillation = Distillation(
-                teacher=teacher, modality=plan.target.modality, vocab=shop.vocab, pad_id=shop.pad_id, preset=plan.preset,
+                teacher=teacher, reading=shop.reading, vocab=shop.vocab, preset=plan.preset,
                 position=Position(round=number, rounds=plan.recipe.train.rounds), curriculum=AlphaCurriculum(plan.preset, round=number),
             )  # fmt: skip
             self.reporter.start(f"round {number} of {plan.recipe.train.rounds}, training", math.ceil(len(pairs) / plan.recipe.train.pairs_per_step), "steps")
@@ -230,36 +229,22 @@ class Run:
         plan = self.plan
 
         def work() -> dict[str, Any]:
-            rows = self._measure() if plan.recipe.evaluate and self._read("heldout") else []
+            adapters = {"student": None, "warm-up": self._adapter(0), "distilled": self._adapter(plan.recipe.train.rounds)}
+            if plan.recipe.warmup.kind == "none":
+                del adapters["warm-up"]
+            rows = Examination(self.shop, adapters).measure() if plan.recipe.evaluate and self._read("heldout") else []
             write_json(self.path / "measurements.json", [row.as_dict() for row in rows])
             return {"measurements": len(rows)}
 
         inputs = [plan.digest, self.directory.digests["warmup"], self.directory.digests[f"round_{plan.recipe.train.rounds}-train"], __version__]
         self.directory.stage("evaluate", inputs, ["measurements.json"], work)
 
-    def _measure(self) -> list[Measurement]:
-        from hubdistill.evaluation.divergence import Scorer
-
-        plan, shop = self.plan, self.shop
-        questions = shop.questions(self._read("heldout"))
-        subjects: list[Subject] = [HeldOutSubject(self, "student", None, questions), HeldOutSubject(self, "distilled", self._adapter(plan.recipe.train.rounds), questions)]
-        if plan.recipe.warmup.kind != "none":
-            subjects.insert(1, HeldOutSubject(self, "warm-up", self._adapter(0), questions))
-        with borrowed(shop.load_teacher) as teacher:
-            responses = shop.sample(self.path / "evaluation", "teacher", "held-out", teacher, questions)
-            scorer = Scorer(teacher, plan.target.modality, shop.vocab, shop.pad_id)
-            heldout = HeldOut(scorer, shop.tokenizer, responses, subjects, self._decoding(), plan.recipe.train.seed)
-            return plan.target.evaluate(heldout, plan.recipe.evaluate)
-
-    def _decoding(self) -> str:
-        sampling = self.plan.recipe.sampling
-        how = "greedy" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
-        return f"{how}, at most {sampling.max_tokens} tokens"
-
     def chat_template(self) -> str | None:
         """The teacher's chat template where the student's own differs: who uses the adapter needs it."""
         from hubdistill.models.load import load_tokenizer
 
+        if self.plan.target.modality.own_view:
+            return None
         own = load_tokenizer(self.plan.student_source).chat_template
         return None if own == self.shop.tokenizer.chat_template else str(self.shop.tokenizer.chat_template)
 
@@ -270,26 +255,6 @@ class Run:
     def results(self) -> dict[str, dict[str, Any]]:
         """What each stage of this run reported; stages of an earlier recipe in the same directory are not among them."""
         return {stage: read_json(self.path / "stages" / f"{stage}.json")["result"] for stage in self.directory.digests}
-
-
-@dataclass(frozen=True)
-class HeldOutSubject:
-    """A student at one point of its training, with its own responses on the held-out prompts."""
-
-    run: Run
-    name: str
-    adapter: Path | None
-    questions: list[Any]
-
-    @contextmanager
-    def opened(self) -> Iterator[PreTrainedModel]:
-        shop = self.run.shop
-        with borrowed(lambda: shop.load_adapted(self.adapter) if self.adapter else shop.load_student()) as model:
-            yield model
-
-    def responses(self, model: PreTrainedModel) -> ResponseSet:
-        # The same noise for every subject, so that differences between them are of the models and not of the draw.
-        return self.run.shop.sample(self.run.path / "evaluation" / self.name, "student", "held-out", model, self.questions, self.adapter)
 
 
 def read_json_list(path: Path) -> list[Any]:

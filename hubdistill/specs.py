@@ -22,7 +22,7 @@ class Spec(BaseModel):
 class ModelSpec(Spec):
     """A model: where it is and how it is loaded."""
 
-    model: str = Field(min_length=1, description="Hub id, path relative to the recipe, or `pypi:PACKAGE` for a GGUF model shipped in an installed Python package.")
+    model: str = Field(min_length=1, description="Hub id, path relative to the recipe, `pypi:PACKAGE` for a GGUF model shipped in an installed Python package, or `toy:NAME` for a tiny random one that is made on the spot (smoke recipes).")
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub; resolved to a commit once, when the run is planned.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Number format of the weights; `auto` keeps the checkpoint's own, and float32 on CPU.")
     trust_remote_code: bool = Field(False, description="Run Python code from the model repository. Needs `revision` to be a full 40-digit commit.")
@@ -57,8 +57,8 @@ class StudentSpec(ModelSpec):
         return self
 
 
-class PromptsSpec(Spec):
-    """Where the prompts come from."""
+class SourceSpec(Spec):
+    """Rows of a data set, as prompts."""
 
     dataset: str = Field(min_length=1, description="Hub dataset id; or a .jsonl, .json, .parquet or .csv file, path relative to the recipe; or `shipped:FILE` for one that comes with hubdistill.")
     config: str | None = Field(None, description="Configuration (subset) of the Hub dataset.")
@@ -66,10 +66,35 @@ class PromptsSpec(Spec):
     revision: str | None = Field(None, description="Branch, tag or commit of the Hub dataset.")
     column: str = Field("prompt", min_length=1, description="Column with the prompt: text, or chat messages (everything up to the last user turn is the prompt).")
     response_column: str | None = Field(None, description="Column with the ground-truth response; for chat messages the turn after the prompt is taken without it.")
+    image_column: str | None = Field(None, min_length=1, description="Column with the image or images of the prompt (target vlm): bytes, a data set's images, or paths relative to the data file.")
+    image_pixels: int = Field(1_048_576, ge=1024, le=100_000_000, description="Largest image kept, in pixels (width x height); larger ones are scaled down, shape kept, when the prompts are read.")
+    damaged_images: Literal["refuse", "skip"] = Field("refuse", description="What a row with an image that cannot be read does: stop the run, or be left out and counted.")
     count: int | None = Field(None, ge=1, description="Training prompts to draw, by a stable hash of their text; all of them without it.")
-    heldout: int = Field(200, ge=0, description="Prompts kept apart for evaluation, by a stable hash; never trained on.")
     max_tokens: int = Field(512, ge=1, description="Longest prompt, in tokens of the rendered template; longer ones are left out and counted.")
     streaming: bool = Field(False, description="Stream the Hub dataset instead of downloading it (data sets larger than the disk).")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return tuple(dict.fromkeys(name for name in (self.column, self.response_column, self.image_column) if name))
+
+
+class PromptsSpec(SourceSpec):
+    """Where the prompts come from."""
+
+    heldout: int = Field(200, ge=0, description="Prompts kept apart for evaluation, by a stable hash; never trained on.")
+
+
+class QuestionsSpec(SourceSpec):
+    """Questions with known answers. `response_column` holds them: a text, or a list with one answer for each annotator."""
+
+    response_column: str = Field("answers", min_length=1, description="Column with the answers: a text, or a list (one for each annotator, as in OK-VQA and TextVQA).")
+    type_column: str | None = Field(None, min_length=1, description="Column with the type of the question; results are also given by type.")
+    instruction: str = Field("", max_length=1000, description="Text put after each question on a line of its own, such as how long the answer shall be.")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*super().columns, *([self.type_column] if self.type_column else ()))))
 
 
 class SamplingSpec(Spec):
@@ -95,7 +120,7 @@ class WarmupSpec(Spec):
 class LossSpec(Spec):
     """The contrastive loss. A preset fills every field that is left out; see docs/method.md."""
 
-    preset: Literal["distillm2", "paper", "released", "cald"] = Field("distillm2", description="distillm2: alpha curriculum, linear beta ramp. paper: Algorithm 1 to the letter. released: what the authors' code ran. cald: eq. 5.")
+    preset: Literal["distillm2", "paper", "released", "cald", "gkd", "kl"] = Field("distillm2", description="distillm2: alpha curriculum, linear beta ramp. paper: Algorithm 1 to the letter. released: what the authors' code ran. cald: eq. 5. To compare with, on the same responses: gkd, generalised JSD at 0.5; kl, forward KL.")
     alpha: float | None = Field(None, gt=0, lt=1, description="Skew alpha_0: share of the other model in the mixture.")
     alpha_range: Annotated[tuple[float, float], Strict(False)] | None = Field(None, description="Lower and upper clip of the curriculum's alpha (0.01 and 0.1 in B.3).")
     anchor: Literal["off", "frozen", "batch", "ema"] | None = Field(None, description="Mean gap m that the curriculum aims at; `off` keeps alpha constant.")
@@ -117,7 +142,9 @@ class LoraSpec(Spec):
 
     rank: int = Field(16, ge=1, le=512, description="Rank r of the adapter.")
     alpha: float = Field(gt=0, description="LoRA's alpha; the adapter is scaled by alpha / rank. (Not the loss's alpha.)")
-    modules: Annotated[tuple[str, ...], Strict(False)] | None = Field(None, min_length=1, description="Names of linear layers to adapt; all of attention and MLP in the language model without it.")
+    modules: Annotated[tuple[str, ...], Strict(False)] | None = Field(None, min_length=1, description="Names of linear layers to adapt in the language model; all of attention and MLP without it.")
+    vision_tower: bool = Field(False, description="Adapt the linear layers of the vision tower as well (target vlm).")
+    projector: bool = Field(False, description="Adapt the linear layers between vision tower and language model as well (target vlm).")
 
 
 class TrainSpec(Spec):
@@ -136,9 +163,17 @@ class TrainSpec(Spec):
 
 
 class EvaluationSpec(Spec):
-    """One evaluation on the held-out prompts."""
+    """One evaluation, on the held-out prompts or on a set of questions."""
 
-    kind: Literal["divergence", "overlap"] = Field(description="divergence: kl, skl, srkl, NLL, top-1 agreement. overlap: ROUGE-L against the teacher's response.")
+    kind: Literal["divergence", "overlap", "vqa"] = Field(description="divergence: kl, skl, srkl, NLL, top-1 agreement. overlap: ROUGE-L against the teacher's response. vqa: right answers, with the image and, as a control, without.")
+    questions: QuestionsSpec | None = Field(None, description="vqa: what is asked; without it, the held-out prompts that have a ground-truth response.")
+    max_tokens: int = Field(16, ge=1, description="vqa: longest answer, in tokens; answers are sampled greedily.")
+
+    @model_validator(mode="after")
+    def _belongs_to_vqa(self) -> EvaluationSpec:
+        if self.kind != "vqa" and (self.questions is not None or self.max_tokens != type(self).model_fields["max_tokens"].default):
+            raise ValueError(f"questions and max_tokens belong to kind: vqa; remove them from kind: {self.kind}")
+        return self
 
 
 class PublishSpec(Spec):

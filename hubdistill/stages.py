@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,14 +13,17 @@ import torch
 
 from hubdistill.errors import InputError
 from hubdistill.files import folder_sha256
+from hubdistill.modalities.base import Reading, TokenRow, tokenizer_of
 from hubdistill.models.load import end_of_turn, generation_stops, load_tokenizer, pick_device, template_hash
 from hubdistill.models.lora import attach_adapter, load_adapter
 from hubdistill.models.pruned import build_pruned
 from hubdistill.models.vocab import common_vocab
-from hubdistill.pairs.prompts import Prompt
+from hubdistill.pairs.images import ImageStore
+from hubdistill.pairs.prompts import Encoded, Prompt
 from hubdistill.pairs.sampling import TransformersSampler
 from hubdistill.pairs.store import Question, ResponseHeader, ResponseSet, collect, seed_for
 from hubdistill.plan import Plan
+from hubdistill.specs import SamplingSpec
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -46,6 +49,7 @@ class Workshop:
 
     plan: Plan
     reporter: Reporter
+    folder: Path  # the run directory
 
     @cached_property
     def device(self) -> torch.device:
@@ -57,12 +61,36 @@ class Workshop:
         return self.device if named == "auto" else pick_device(named)
 
     @cached_property
-    def tokenizer(self) -> Any:
-        """The teacher's: both models read prompts in its template, so that their responses answer the same text."""
-        return load_tokenizer(self.plan.teacher)
+    def readers(self) -> dict[str, Any]:
+        """What each model reads prompts with. Text models both read through the teacher's tokenizer, so that their
+        responses answer the same text; vision models each through a processor of their own."""
+        modality, plan = self.plan.target.modality, self.plan
+        teacher = modality.load_reader(plan.teacher)
+        return {"teacher": teacher, "student": modality.load_reader(plan.student_source) if modality.own_view else teacher}
 
-    def encode(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        return self.plan.target.modality.encode_prompt(self.tokenizer, messages)
+    @property
+    def tokenizer(self) -> Any:
+        """The teacher's, which gives the text of responses."""
+        return tokenizer_of(self.readers["teacher"])
+
+    @cached_property
+    def reading(self) -> Reading:
+        return Reading(modality=self.plan.target.modality, **self.readers, pad_id=self.pad_id, open_image=self.images.open)
+
+    @property
+    def images(self) -> ImageStore:
+        return ImageStore(self.folder / "prompts" / "images", self.plan.recipe.prompts.image_pixels)
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        """Token ids of a prompt, as each model reads it. Raises InputError."""
+        modality, images = self.plan.target.modality, [self.images.open(name) for name in prompt.images]
+        ids = {who: modality.encode_prompt(reader, prompt.messages, images) for who, reader in self.readers.items() if modality.own_view or who == "teacher"}
+        return Encoded(**ids)
+
+    def rendered(self, prompt: Prompt) -> Prompt:
+        """The prompt with its token ids."""
+        encoded = self.encode(prompt)
+        return replace(prompt, prompt_ids=tuple(encoded.teacher), student_prompt_ids=None if encoded.student is None else tuple(encoded.student))
 
     def load_teacher(self) -> PreTrainedModel:
         return self.plan.target.load_teacher(self.plan.teacher, self.plan.recipe.teacher, self.teacher_device)
@@ -92,12 +120,12 @@ class Workshop:
     @cached_property
     def end_id(self) -> int:
         """Id that ends the assistant's turn in the teacher's template."""
-        return end_of_turn(self.tokenizer)
+        return end_of_turn(self.readers["teacher"])
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a response of either model: the teacher's template decides, the student may know others."""
-        found = {self.tokenizer.eos_token_id, self.end_id}
+        found = {self.tokenizer.eos_token_id, self.end_id, end_of_turn(self.readers["student"])}
         for facts in (self.plan.teacher, self.plan.student_source):
             found.update(generation_stops(facts))
         return tuple(sorted(i for i in found if i is not None and i < self.vocab))
@@ -108,8 +136,16 @@ class Workshop:
         pad = self.tokenizer.pad_token_id
         return pad if pad is not None and pad < self.vocab else self.stop_ids[0]
 
-    def questions(self, prompts: Sequence[Prompt]) -> list[Question]:
-        """Saved prompts as token ids: rendered once, since a template may write the date. Raises InputError where the template uses a token that the student does not have."""
+    @cached_property
+    def image_ids(self) -> tuple[int, ...]:
+        """Ids that stand for an image in the prompt of either model; in a response they would ask for one."""
+        return tuple(sorted({i for reader in self.readers.values() for i in getattr(reader, "image_token_ids", ()) if i is not None}))
+
+    def questions(self, prompts: Sequence[Prompt], who: str) -> list[Question]:
+        """Saved prompts as the token ids that a model reads: rendered once, since a template may write the date. Raises InputError where the teacher's template uses a token that the student does not have."""
+        if self.plan.target.modality.own_view:
+            views = [prompt.prompt_ids if who == "teacher" else prompt.student_prompt_ids or () for prompt in prompts]
+            return [Question(prompt.id, ids, prompt.images) for prompt, ids in zip(prompts, views, strict=True)]
         found = [Question(prompt.id, prompt.prompt_ids) for prompt in prompts]
         highest = max((i for question in found for i in question.prompt_ids), default=0)
         if highest >= self.vocab:
@@ -117,22 +153,33 @@ class Workshop:
             raise InputError(f"the teacher's template writes {token!r} (id {highest}), and the student has {self.vocab} ids only; choose a student of the teacher's family")
         return found
 
-    def sample(self, folder: Path, who: str, purpose: str, model: PreTrainedModel, questions: Sequence[Question], adapter: Path | None = None) -> ResponseSet:
-        """Sample one response a question into `folder`, resumable; see pairs/store.py."""
-        recipe = self.plan.recipe
+    def sample(self, folder: Path, who: str, purpose: str, model: PreTrainedModel, questions: Sequence[Question], adapter: Path | None = None,
+               settings: SamplingSpec | None = None) -> ResponseSet:  # fmt: skip
+        """Sample one response a question into `folder`, resumable; see pairs/store.py. `settings` replace the recipe's."""
+        recipe, sampling = self.plan.recipe, settings or self.plan.recipe.sampling
         facts, spec = (self.plan.teacher, recipe.teacher) if who == "teacher" else (self.plan.student, recipe.student)
         header = ResponseHeader(
             who=who, purpose=purpose, model=facts.reference, commit=facts.commit, dtype=spec.dtype, vocab=self.vocab, adapter=folder_sha256(adapter) if adapter else None,
-            template=template_hash(self.tokenizer), sampling=recipe.sampling.model_dump(exclude=NOT_THE_TEXT),
+            template=template_hash(self.readers[who]), sampling=sampling.model_dump(exclude=NOT_THE_TEXT),
             stop_ids=self.stop_ids, engine=TransformersSampler.engine, engine_version=TransformersSampler.version, seed=recipe.train.seed,
         )  # fmt: skip
-        sampler = TransformersSampler(model, self.stop_ids, self.pad_id, self.vocab, self.reporter.advance)
+        sampler = TransformersSampler(model, self.stop_ids, self.pad_id, self.vocab, self.reporter.advance, self.image_ids, self._prepare(who))
 
         def missing(wanted: list[Question]) -> Iterator[list[Any]]:
             self.reporter.start(f"{who} answers, {purpose}", len(wanted), "responses")
-            return sampler.sample(wanted, recipe.sampling, lambda prompt_id: seed_for(recipe.train.seed, purpose, who, prompt_id))
+            return sampler.sample(wanted, sampling, lambda prompt_id: seed_for(recipe.train.seed, purpose, who, prompt_id))
 
         return collect(folder, header, questions, missing)
+
+
+    def _prepare(self, who: str) -> Any:
+        """(model, questions) -> the arguments of `generate`."""
+
+        def prepare(model: Any, questions: Sequence[Question]) -> dict[str, Any]:
+            rows = [TokenRow(question.prompt_ids, question.images) for question in questions]
+            return self.reading.modality.arguments(model, self.reading.inputs(who, rows, "left").to(model.device))
+
+        return prepare
 
 
 @contextmanager

@@ -6,14 +6,14 @@ Computed with the readable divergences, not with the training loss: what a card 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hubdistill.losses.divergences import kl, skl, srkl
 from hubdistill.losses.head import Head, Projector
-from hubdistill.modalities.base import Modality, Row
+from hubdistill.modalities.base import Reading, Row
 from hubdistill.models.load import head_of
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ TILE_BYTES = 64 * 2**20  # of log-probabilities of one model; a tile takes about
 
 @dataclass(frozen=True)
 class Scorer:
-    """Measures models against one teacher."""
+    """Measures models against one teacher. `row_of` finds what each model reads before a response."""
 
     teacher: PreTrainedModel
-    modality: Modality
+    reading: Reading
     vocab: int
-    pad_id: int
+    row_of: Callable[[Response], Row] = field(default=lambda response: Row(response.prompt_ids, response.response_ids))
 
     def score(self, model: PreTrainedModel, responses: Sequence[Response], progress: Callable[[int], None] | None = None) -> dict[str, dict[str, float]]:
         """Per-prompt means over response tokens: metric -> prompt id -> value.
@@ -54,10 +54,10 @@ class Scorer:
 
     @torch.inference_mode()
     def _score_rows(self, model: PreTrainedModel, rows: Sequence[Response]) -> dict[str, list[float]]:
-        batch = self.modality.collate([Row(row.prompt_ids, row.response_ids) for row in rows], self.pad_id)
-        hidden = self.modality.hidden
-        student_ND = hidden(model, _on(model, batch.student), batch.student_rows_N, batch.student_columns_N)
-        teacher_ND = hidden(self.teacher, _on(self.teacher, batch.teacher), batch.teacher_rows_N, batch.teacher_columns_N)
+        batch = self.reading.collate([self.row_of(row) for row in rows])
+        hidden = self.reading.hidden
+        teacher_ND = hidden(self.teacher, batch.teacher, batch.teacher_rows_N, batch.teacher_columns_N)
+        student_ND = teacher_ND if model is self.teacher else hidden(model, batch.student, batch.student_rows_N, batch.student_columns_N)
         teacher_head, student_head = (_head_on(each, model.device).first(self.vocab) for each in (self.teacher, model))
         found = token_metrics(teacher_ND.to(model.device), student_ND, teacher_head, student_head, batch.labels_N.to(model.device))
         lengths = batch.lengths_B.tolist()
@@ -85,10 +85,6 @@ def token_metrics(teacher_ND: torch.Tensor, student_ND: torch.Tensor, teacher_he
 
 def _base(model: Any) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _on(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.to(model.device) for name, value in inputs.items()}
 
 
 def _head_on(model: PreTrainedModel, device: torch.device) -> Head:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hubdistill.evaluation.divergence import Scorer
 from hubdistill.evaluation.overlap import rouge_l
+from hubdistill.evaluation.questions import NO_IMAGE, Answer, QuestionSet, score
 from hubdistill.evaluation.statistics import Measurement, paired_difference, summarise
 from hubdistill.specs import EvaluationSpec
 
@@ -24,6 +25,8 @@ UNITS = {
     "nll": ("nats/token", "lower"),
     "agreement": ("share", "higher"),
     "rouge_l": ("F1", "higher"),
+    "vqa_accuracy": ("share", "higher"),
+    "exact_match": ("share", "higher"),
 }
 ON_TEACHER, ON_OWN = "teacher responses", "own responses"
 
@@ -49,6 +52,8 @@ class HeldOut:
     subjects: Sequence[Subject]
     decoding: str
     seed: int
+    questions: Sequence[QuestionSet] = ()
+    answer: Answer | None = None  # where there are questions
     # (metric, on) -> subject -> prompt id -> value
     values: dict[tuple[str, str], dict[str, dict[str, float]]] = field(default_factory=dict)
 
@@ -63,6 +68,8 @@ def measure(heldout: HeldOut, specs: Sequence[EvaluationSpec]) -> list[Measureme
         # The teacher on its own responses: only its NLL (the entropy of what it said) can be above zero.
         own = heldout.scorer.score(heldout.scorer.teacher, list(heldout.teacher_responses.rows()))
         heldout.keep("teacher", "nll", ON_TEACHER, own["nll"])
+    if heldout.questions:
+        _ask(heldout, "teacher", heldout.scorer.teacher)
     for subject in heldout.subjects:
         _measure_subject(heldout, subject, kinds)
     return [row for (metric, on), by_subject in heldout.values.items() for row in _rows(heldout, metric, on, by_subject)]
@@ -77,13 +84,25 @@ def _measure_subject(heldout: HeldOut, subject: Subject, kinds: set[str]) -> Non
                 for metric, values in heldout.scorer.score(model, responses).items():
                     if metric != "nll" or on == ON_TEACHER:
                         heldout.keep(subject.name, metric, on, values)
+        _ask(heldout, subject.name, model)
     if "overlap" in kinds:
         heldout.keep(subject.name, "rouge_l", ON_OWN, rouge_l(heldout.tokenizer, own, teacher))
+
+
+def _ask(heldout: HeldOut, name: str, model: PreTrainedModel) -> None:
+    for questions in heldout.questions:
+        assert heldout.answer is not None, "who brings questions brings what answers them"
+        found = [score(asked, heldout.answer(model, name, asked)) for asked in (questions, questions.blind())]
+        # The whole set with images and without them, then its types: the control stands beside what it controls.
+        for on, values in sorted((pair for one in found for pair in one.items()), key=lambda pair: pair[0].count(",") > pair[0].endswith(NO_IMAGE)):
+            heldout.keep(name, questions.metric, on, values)
 
 
 def _rows(heldout: HeldOut, metric: str, on: str, by_subject: dict[str, dict[str, float]]) -> list[Measurement]:
     unit, better = UNITS[metric]
     described: dict[str, Any] = {"metric": metric, "on": on, "unit": unit, "better": better, "decoding": heldout.decoding, "seed": heldout.seed}
+    if metric in ("vqa_accuracy", "exact_match"):
+        described |= {"decoding": "greedy", "split": "questions"}
     rows: list[Measurement] = []
     earlier: list[str] = []
     for name, values in by_subject.items():

@@ -12,6 +12,7 @@ from hubdistill.hub.markdown import Markdown, text
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
+QUESTIONS = "questions"  # the split of what was measured on a set of questions, which is not the prompts' data set
 SUBJECTS = {"student": "base", "warm-up": "after warm-up", "distilled": "this adapter", "teacher": "teacher"}
 METRICS = {
     "kl": "KL(teacher ‖ student)",
@@ -20,6 +21,8 @@ METRICS = {
     "nll": "negative log-likelihood",
     "agreement": "top-1 agreement with the teacher",
     "rouge_l": "ROUGE-L against the teacher's response",
+    "vqa_accuracy": "VQA accuracy",
+    "exact_match": "exact match",
 }
 
 
@@ -96,10 +99,10 @@ def eval_results(
     return [
         EvalResult(
             task_type=task,
-            dataset_type=dataset_id or "local",
-            dataset_name=dataset,
+            dataset_type=dataset_id if dataset_id and m.split != QUESTIONS else "local",
+            dataset_name=m.on.split(",")[0] if m.split == QUESTIONS else dataset,
             dataset_split=m.split,
-            dataset_revision=commit if dataset_id else None,
+            dataset_revision=commit if dataset_id and m.split != QUESTIONS else None,
             metric_type=m.metric,
             metric_value=round(m.value, 6),
             metric_name=f"{_label(m)} ({m.unit}, {m.better} is better, n={m.n})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.hub import card as cards
+
+DIVERGENCES = {"skl": "skew KL", "srkl": "skew reverse KL", "jsd": "generalised JSD", "kl": "KL"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ def card_facts(record: Mapping[str, Any], measurements: tuple[Measurement, ...],
                         commit=prompts["commit"] if on_hub else None, license=cards.License(id=prompts["license"])),
         rank=adapter["r"],
         lora_alpha=adapter["lora_alpha"],
-        target_modules=tuple(sorted(adapter["target_modules"])),
+        target_modules=_modules(adapter["target_modules"], record["recipe"]["lora"]),
+        pipeline_tag=record["pipeline_tag"],
+        vllm=record["pipeline_tag"] == "text-generation",  # which image models it serves with adapters was not checked
         command=_command(place, record["name"]),
         missing=tuple(Path(name).name for name in record["files_of_this_machine"]) if place.repo else (),
         revision=place.revision,
@@ -63,12 +68,22 @@ def license_of(found: Mapping[str, str]) -> cards.License:
     return cards.License(id=found.get("license"), name=found.get("license_name"), link=found.get("license_link"))
 
 
+def _modules(saved: list[str] | str, lora: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the adapter sits on: the names of layers, and of the towers where it is a pattern of paths (models/layers.py)."""
+    if isinstance(saved, list):
+        return tuple(sorted(saved))
+    names = re.findall(r"\(\?:([^()]+)\)", saved)[-1].replace("\\", "").split("|")
+    towers = [text for key, text in (("vision_tower", "the vision tower"), ("projector", "the projector")) if lora[key]]
+    return (*sorted(names), *towers)
+
+
 def _loss_rows(record: Mapping[str, Any]) -> dict[str, str]:
     loss, beta = record["loss"], record["beta"]
     curriculum = "constant" if loss["anchor"] == "off" else f"curriculum from round 2, clipped to [{loss['alpha_low']:g}, {loss['alpha_high']:g}], {loss['anchor']} anchor"
+    on_teacher, on_student = (DIVERGENCES[kind] for kind in loss["kinds"])
     return {
-        "loss": f"{loss['name']}: skew KL on teacher responses, skew reverse KL on student responses",
-        "alpha": f"{loss['alpha']:g}, {curriculum}",
+        "loss": f"{loss['name']}: {on_teacher} on teacher responses, {on_student} on student responses",
+        "alpha": "none" if loss["kinds"][0] == "kl" else f"{loss['alpha']:g}, {curriculum}",
         "beta": f"{loss['beta']}, {beta[0]['first']:.2f} to {beta[-1]['last']:.2f}",
         "mixture gradient": loss["mix_grad"],
         "reduction": loss["reduction"],

@@ -9,6 +9,17 @@ from dataclasses import dataclass
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank accepts in vLLM 0.32; 16 is its default
 
 
+ANSWER = [
+    "",
+    "from PIL import Image",
+    'content = [{"type": "image", "image": Image.open("picture.png")}, {"type": "text", "text": "What is in the picture?"}]',
+    'inputs = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True,',
+    '                                       return_dict=True, return_tensors="pt").to(model.device)',
+    "answer = model.generate(**inputs, max_new_tokens=64)[0, inputs[\"input_ids\"].shape[1]:]",
+    "print(processor.decode(answer, skip_special_tokens=True))",
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Use:
     """What a snippet needs to know: the base, the adapter (Hub id, or a folder where `local`), what to pin."""
@@ -45,7 +56,7 @@ def load_snippet(use: Use) -> str:
     ]
     if use.chat_template_file:
         lines += _template_lines(use, name)
-    return "\n".join(lines)
+    return "\n".join(lines + (ANSWER if vision else []))
 
 
 def _template_lines(use: Use, tok: str) -> list[str]:

@@ -31,6 +31,7 @@ class LossPreset:
     beta: Literal["linear", "paper", "released", "constant"] = "linear"
     beta_end: float = 1.0
     reduction: Literal["sequence", "token"] = "sequence"
+    kinds: tuple[str, str] = ("skl", "srkl")  # the divergence on teacher and on student responses
 
 
 DISTILLM2 = LossPreset(name="distillm2")
@@ -43,6 +44,10 @@ PRESETS = {
         replace(DISTILLM2, name="released", anchor="off", beta="constant", mix_grad="detached"),
         # eq. 5; its factor 2 over eq. 2 at beta 0.5 is left out, so that presets share one gradient scale
         replace(DISTILLM2, name="cald", anchor="off", beta="constant"),
+        # the divergence of GKD (Agarwal et al. 2024, arXiv 2306.13649) at its usual b = 0.5, on the same two responses
+        replace(DISTILLM2, name="gkd", anchor="off", beta="constant", kinds=("jsd", "jsd"), alpha=0.5),
+        # plain forward KL on the same two responses
+        replace(DISTILLM2, name="kl", anchor="off", beta="constant", kinds=("kl", "kl")),
     )
 }
 
@@ -72,11 +77,12 @@ def contrastive_loss(
     alpha: float | AlphaRule,
     pairs: int,
     side_tokens: tuple[int, int] | None = None,
-    kinds: tuple[str, str] = ("skl", "srkl"),
     vocab: int | None = None,
     budget_bytes: int | None = None,
 ) -> tuple[Tensor, Tokens]:
     """Eq. 2: 1/2 [(1-beta) mean skl on teacher responses + beta mean srkl on student responses], in nats.
+
+    (Or the other divergences that the preset names.)
 
     Reduction `sequence`: mean over a response's tokens, then sum over responses / `pairs`. Pass the pairs of the
     whole optimiser step and add the micro-batches' losses, or those of this micro-batch and average. Reduction
@@ -89,7 +95,7 @@ def contrastive_loss(
     weights_N = token_weights(responses, preset.reduction, beta=beta, pairs=pairs, side_tokens=side_tokens)
     return chunked_divergence(
         responses, student_head, teacher_head, weights_N, alpha,
-        kinds=kinds, mix_grad=preset.mix_grad, vocab=vocab, budget_bytes=budget_bytes,
+        kinds=preset.kinds, mix_grad=preset.mix_grad, vocab=vocab, budget_bytes=budget_bytes,
     )  # fmt: skip
 
 

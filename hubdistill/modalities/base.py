@@ -1,22 +1,57 @@
-"""What a modality is: how prompts become token ids, pairs become batches, and a batch becomes hidden states."""
+"""What a modality is: how prompts become token ids, token ids become what a model takes, and how both models read a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
 
+    from hubdistill.models.sources import ModelFacts
+
+Side = Literal["left", "right"]
+
 
 @dataclass(frozen=True)
 class Row:
-    """One response to train or measure on."""
+    """One response to train or measure on, under a prompt as each of the two models reads it."""
 
-    prompt_ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...]  # as the teacher reads it
     response_ids: tuple[int, ...]
     from_student: bool = False
+    student_prompt_ids: tuple[int, ...] | None = None  # None: as the teacher does
+    images: tuple[str, ...] = ()  # names in the image store, in the order of the prompt
+
+    @property
+    def as_student(self) -> tuple[int, ...]:
+        """The prompt as the student reads it."""
+        return self.prompt_ids if self.student_prompt_ids is None else self.student_prompt_ids
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """Token ids of one row, as one model reads them, and the images that they speak of."""
+
+    ids: tuple[int, ...]
+    images: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one model takes for B rows. `tokens` have shape (B, L); `images` holds, once each, what the vision tower
+    takes for the images of a prompt, and `image_of_row` says which rows they belong to (None: no image)."""
+
+    tokens: dict[str, torch.Tensor]
+    images: tuple[dict[str, torch.Tensor], ...] = ()
+    image_of_row: tuple[int | None, ...] = ()
+
+    def to(self, device: torch.device) -> Inputs:
+        def moved(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: value.to(device) for name, value in tensors.items()}
+
+        return Inputs(moved(self.tokens), tuple(moved(image) for image in self.images), self.image_of_row)
 
 
 @dataclass(frozen=True)
@@ -27,8 +62,8 @@ class Batch:
     in a vision model the prompt may take another number of tokens; the labels are shared.
     """
 
-    student: dict[str, torch.Tensor]  # what the student's forward takes
-    teacher: dict[str, torch.Tensor]
+    student: Inputs
+    teacher: Inputs
     student_rows_N: torch.Tensor  # row and column of the hidden state that predicts each response token
     student_columns_N: torch.Tensor
     teacher_rows_N: torch.Tensor
@@ -40,12 +75,91 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Modality:
-    """Three functions; all else is shared by text and vision."""
+    """Four functions; all else is shared by text and vision.
+
+    A reader is what turns a prompt into what a model takes: a tokenizer, or a processor. `tokenizer_of` gives its
+    tokenizer. `own_view` says that each model has a reader of its own; else both read through the teacher's.
+    """
 
     name: str
-    # (tokenizer or processor, chat messages) -> token ids of the rendered prompt
-    encode_prompt: Callable[[Any, Sequence[Mapping[str, str]]], list[int]]
-    # (rows, pad id) -> Batch
-    collate: Callable[[Sequence[Row], int], Batch]
-    # (model, inputs, rows_N, columns_N) -> hidden states (N, D)
-    hidden: Callable[..., torch.Tensor]
+    own_view: bool
+    pipeline_tag: str  # the Hub's name of what such models do
+    # (facts) -> reader
+    load_reader: Callable[[ModelFacts], Any]
+    # (reader, chat messages, images) -> token ids of the rendered prompt; raises InputError
+    encode_prompt: Callable[[Any, Sequence[Mapping[str, Any]], Sequence[Any]], list[int]]
+    # (reader, sequences, pad id, side to pad, opener of images) -> Inputs
+    inputs: Callable[[Any, Sequence[TokenRow], int, Side, Callable[[str], Any]], Inputs]
+    # (model, Inputs on its device) -> keyword arguments of its forward
+    arguments: Callable[[Any, Inputs], dict[str, Any]]
+
+
+def tokenizer_of(reader: Any) -> Any:
+    """The tokenizer of a processor; a tokenizer is its own."""
+    return getattr(reader, "tokenizer", reader)
+
+
+def no_images(name: str) -> Any:
+    """The opener of images where there are none."""
+    raise KeyError(f"a row names the image {name}, and this run keeps no images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the two models of a run read prompts."""
+
+    modality: Modality
+    teacher: Any = None  # readers; text rows need none, they are token ids already
+    student: Any = None
+    pad_id: int
+    open_image: Callable[[str], Any] = field(default=no_images)
+
+    def inputs(self, who: str, rows: Sequence[TokenRow], side: Side) -> Inputs:
+        """`rows` as the model `who` takes them."""
+        reader = self.teacher if who == "teacher" else self.student
+        return self.modality.inputs(reader, rows, self.pad_id, side, self.open_image)
+
+    def hidden(self, model: Any, inputs: Inputs, rows_N: torch.Tensor, columns_N: torch.Tensor) -> torch.Tensor:
+        """Hidden states (N, D) at those positions, before the head; `inputs` and positions go to the model's device."""
+        from hubdistill.models.load import last_hidden
+
+        device = next(model.parameters()).device
+        arguments = self.modality.arguments(model, inputs.to(device))
+        return last_hidden(model, **arguments)[rows_N.to(device), columns_N.to(device)]
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Rows [prompt | response], padded on the right; responses are the same tokens for both models."""
+        import torch
+
+        responses = [row.response_ids for row in rows]
+        prompts = {"teacher": [row.prompt_ids for row in rows], "student": [row.as_student for row in rows]}
+        shared = not self.modality.own_view
+        inputs = {
+            who: self.inputs(who, [TokenRow(prompt + row.response_ids, row.images) for prompt, row in zip(prompts[who], rows, strict=True)], "right")
+            for who in (["teacher"] if shared else prompts)
+        }
+        rows_N, columns = _positions(responses), {who: _columns(ids, responses) for who, ids in prompts.items()}
+        return Batch(
+            student=inputs["teacher" if shared else "student"],
+            teacher=inputs["teacher"],
+            student_rows_N=rows_N,
+            student_columns_N=columns["student"] - 1,
+            teacher_rows_N=rows_N,
+            teacher_columns_N=columns["teacher"] - 1,
+            labels_N=torch.tensor([token for ids in responses for token in ids]),
+            lengths_B=torch.tensor([len(ids) for ids in responses]),
+            from_student_B=torch.tensor([row.from_student for row in rows]),
+        )
+
+
+def _positions(responses: Sequence[Sequence[int]]) -> torch.Tensor:
+    import torch
+
+    return torch.cat([torch.full((len(ids),), i) for i, ids in enumerate(responses)])
+
+
+def _columns(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Columns (N,) of the response tokens, where each row begins with its prompt."""
+    import torch
+
+    return torch.cat([torch.arange(len(prompt), len(prompt) + len(ids)) for prompt, ids in zip(prompts, responses, strict=True)])

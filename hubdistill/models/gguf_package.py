@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubdistill.errors import InputError, MissingPackageError
+from hubdistill.files import publish_folder
 from hubdistill.models.sources import cache_root, packages_hint
 
 LICENSE_FILE = "license_of_model.json"
@@ -93,12 +93,3 @@ def _convert(file: Path, target: Path) -> None:
     vars(model.config).pop("_model_name_or_path", None)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-
-
-def publish_folder(work: Path, folder: Path) -> None:
-    """Move a finished folder into place in one step; another process may have been first, then its result stands."""
-    try:
-        os.replace(work, folder)
-    except OSError:
-        if not (folder / "config.json").is_file():
-            raise

@@ -11,7 +11,7 @@ import huggingface_hub
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, ProcessorMixin
 from transformers.utils import cached_file
 
 from hubdistill.errors import InputError
@@ -44,7 +44,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_model(facts: ModelFacts, dtype: str, device: torch.device) -> PreTrainedModel:
-    """Load a causal LM from safetensors in evaluation mode. `auto` is the checkpoint's dtype, float32 on CPU."""
+    """Load a language model, or a vision-language model, from safetensors in evaluation mode. `auto` is the checkpoint's dtype, float32 on CPU."""
     # bf16 matrix products are several times slower than fp32 on most CPUs.
     wanted = DTYPES.get(dtype) or (torch.float32 if device.type == "cpu" else "auto")
     model: Any = read_weights(facts, wanted)
@@ -52,19 +52,40 @@ def load_model(facts: ModelFacts, dtype: str, device: torch.device) -> PreTraine
 
 
 def read_weights(facts: ModelFacts, dtype: torch.dtype | str) -> PreTrainedModel:
-    """A causal LM from its safetensors files, on the CPU. Raises InputError unless every weight is in them."""
+    """A model from its safetensors files, on the CPU. Raises InputError unless every weight is in them."""
     # Gemma-2 caps its attention scores; sdpa, the default, leaves the cap out and so computes another model.
     capped: Any = {"attn_implementation": "eager"} if facts.text_config.get("attn_logit_softcapping") else {}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(facts.location, revision=facts.revision, dtype=dtype, use_safetensors=True,
+        loaded: Any = auto_class(facts.config).from_pretrained(facts.location, revision=facts.revision, dtype=dtype, use_safetensors=True,
                                                            trust_remote_code=facts.trust_remote_code, output_loading_info=True, **capped)  # fmt: skip
     except LOAD_PROBLEMS as problem:
-        raise InputError(f"{facts.reference}: transformers cannot load it as a causal language model ({problem}); check the model and its revision") from problem
+        raise InputError(f"{facts.reference}: transformers cannot load it as a {'vision-' if facts.has_vision else 'causal '}language model ({problem}); check the model and its revision") from problem
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
         # transformers fills them with random numbers and goes on
         raise InputError(f"{facts.reference}: its files lack {len(missing)} of its weights ({missing[0]}); check that the model is complete")
     return model
+
+
+def auto_class(config: dict[str, Any]) -> Any:
+    """The class that loads a model with such a config.json: with a vision tower or without."""
+    return AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+
+
+def load_processor(facts: ModelFacts) -> ProcessorMixin:
+    """Load the processor of a vision-language model: its tokenizer, chat template and image processor. Raises InputError."""
+    try:
+        processor = AutoProcessor.from_pretrained(facts.location, revision=facts.revision, trust_remote_code=facts.trust_remote_code)
+    except Exception as problem:  # as `tokenizers` does, below
+        raise InputError(f"{facts.reference}: its processor cannot be loaded ({problem}); check the model and its revision") from problem
+    lacks = [name for name in ("image_processor", "image_token", "tokenizer") if getattr(processor, name, None) is None]
+    if lacks:
+        raise InputError(f"{facts.reference}: its {type(processor).__name__} has no {lacks[0]}, so it reads no images; choose a vision-language model with a processor of its own")
+    if processor.chat_template is None:
+        raise InputError(f"{facts.reference}: its processor has no chat template, so prompts cannot be written for it (PaliGemma and other base models); choose an instruction-tuned model")
+    if processor.tokenizer.pad_token_id is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return processor
 
 
 def load_tokenizer(facts: ModelFacts, *, offline: bool = False) -> PreTrainedTokenizerBase:
@@ -80,19 +101,21 @@ def load_tokenizer(facts: ModelFacts, *, offline: bool = False) -> PreTrainedTok
     return tokenizer
 
 
-def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Digest of the chat template; responses are only comparable under the same one."""
-    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
+def template_hash(reader: PreTrainedTokenizerBase | ProcessorMixin) -> str:
+    """Digest of the chat template of a tokenizer or processor; responses are only comparable under the same one."""
+    return hashlib.sha256(str(reader.chat_template).encode()).hexdigest()[:16]
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+def end_of_turn(reader: Any) -> int:
     """The id that ends an assistant's turn in the chat template. In Gemma it is `<end_of_turn>`, and eos is another."""
     from jinja2.exceptions import TemplateError
 
-    said = "answer"
-    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}]
+    said, tokenizer = "answer", getattr(reader, "tokenizer", reader)
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}]
+    if tokenizer is not reader:  # templates of processors read parts
+        turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
     try:
-        _, found, after = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(said)
+        _, found, after = str(reader.apply_chat_template(turns, tokenize=False)).rpartition(said)
     except (TemplateError, ValueError):  # no template, or one that says what is wrong when a prompt is rendered
         return tokenizer.eos_token_id
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}

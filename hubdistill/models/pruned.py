@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hubdistill.errors import InputError
-from hubdistill.models.gguf_package import publish_folder
+from hubdistill.files import publish_folder
 from hubdistill.models.sources import NOT_RESOLVED, ModelFacts, cache_root
 
 ORIGIN_FILE = "hubdistill_origin.json"

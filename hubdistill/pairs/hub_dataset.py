@@ -10,7 +10,7 @@ from typing import Any
 
 from hubdistill.errors import HubdistillError, InputError, MissingError, RunDirectoryError
 from hubdistill.hub_errors import hub_problem
-from hubdistill.specs import COMMIT, PromptsSpec
+from hubdistill.specs import COMMIT, SourceSpec
 
 NOT_RESOLVED = "not resolved (offline)"
 
@@ -26,7 +26,7 @@ class HubDataset:
     rows: int | None = None
 
 
-def find_dataset(spec: PromptsSpec, *, offline: bool = False) -> HubDataset:
+def find_dataset(spec: SourceSpec, *, offline: bool = False) -> HubDataset:
     """Resolve the dataset's revision to a commit and read its card; downloads no rows.
 
     Offline, a revision that is no commit stays NOT_RESOLVED. Raises what `hub_problem` words.
@@ -60,7 +60,7 @@ def _declared(dataset_info: Any, config: str | None) -> Mapping[str, Any]:
     return next((block for block in blocks if block.get("config_name", "default") == (config or "default")), {})
 
 
-def hub_rows(spec: PromptsSpec) -> Iterator[Mapping[str, Any]]:
+def hub_rows(spec: SourceSpec) -> Iterator[Mapping[str, Any]]:
     """The rows of the split, one by one, at one commit; memory is that of one row group.
 
     Raises what `hub_problem` words, and InputError for a split, configuration or file that cannot be used.
@@ -70,14 +70,27 @@ def hub_rows(spec: PromptsSpec) -> Iterator[Mapping[str, Any]]:
     commit = find_dataset(spec).commit
     revision = spec.revision if commit == NOT_RESOLVED else commit
     try:
-        yield from datasets.load_dataset(
+        rows = datasets.load_dataset(
             spec.dataset, spec.config, split=spec.split, revision=revision, streaming=spec.streaming
         )
+        yield from _undecoded(rows, spec.image_column)
     except Exception as problem:  # `datasets` raises every kind, bare ones too; each is worded and chained
         raise _dataset_problem(problem, spec) from problem
 
 
-def _dataset_problem(problem: Exception, spec: PromptsSpec) -> HubdistillError:
+def _undecoded(rows: Any, column: str | None) -> Any:
+    """The rows with images as the bytes that they are: decoding is the image store's, which knows what to refuse."""
+    import datasets
+
+    feature = (rows.features or {}).get(column) if column else None
+    if isinstance(feature, datasets.Image):
+        return rows.cast_column(column, datasets.Image(decode=False))
+    if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
+        return rows.cast_column(column, datasets.List(datasets.Image(decode=False)))
+    return rows
+
+
+def _dataset_problem(problem: Exception, spec: SourceSpec) -> HubdistillError:
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import constants
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled

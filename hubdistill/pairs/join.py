@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from hubdistill.errors import TrainingError
@@ -14,9 +14,11 @@ class Pair:
     """One prompt with a teacher and a student response, as token ids."""
 
     prompt_id: str
-    prompt_ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...]  # as the teacher reads it
     teacher_ids: tuple[int, ...]  # y_t
     student_ids: tuple[int, ...]  # y_s
+    student_prompt_ids: tuple[int, ...] | None = None  # None: as the teacher does
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,14 @@ class JoinReport:
 
 
 class Pairs(Sequence[Pair]):
-    """The pairs of one round, read lazily from two Arrow tables (50k pairs take megabytes, not gigabytes)."""
+    """The pairs of one round, read lazily from two Arrow tables (50k pairs take megabytes, not gigabytes).
 
-    def __init__(self, teacher: ResponseSet, student: ResponseSet):
+    `images` (prompt id -> image names) is given where each model reads the prompt in its own way; without it both read
+    the same ids, and a pair of which they did not is refused.
+    """
+
+    def __init__(self, teacher: ResponseSet, student: ResponseSet, images: Mapping[str, tuple[str, ...]] | None = None):
+        self._images = images
         stops = set(teacher.manifest["stop_ids"]) | set(student.manifest["stop_ids"])
         self._teacher, self._student = teacher.table, student.table
         places = {prompt_id: row for row, prompt_id in enumerate(self._student["prompt_id"].to_pylist())}
@@ -46,7 +53,7 @@ class Pairs(Sequence[Pair]):
         if not self._rows:
             why = f"all {len(matched)} pairs have an empty response" if matched else "no prompt has a response of both models"
             raise TrainingError(f"nothing to train on: {why}; look at the responses in the run directory, then change sampling.temperature or the models")
-        for t, s in self._rows:
+        for t, s in self._rows if images is None else ():
             if self._teacher["prompt_ids"][t] != self._student["prompt_ids"][s]:
                 raise TrainingError(f"prompt {teacher_prompts[t]} was sampled with other token ids by the student than by the teacher; delete the folders of the rounds in the run directory and run again")
         cut = [[self._cut(self._teacher, t), self._cut(self._student, s)] for t, s in self._rows]
@@ -63,11 +70,14 @@ class Pairs(Sequence[Pair]):
 
     def __getitem__(self, index: int) -> Pair:  # type: ignore[override]
         t, s = self._rows[index]
+        prompt_id = self._teacher["prompt_id"][t].as_py()
         return Pair(
-            self._teacher["prompt_id"][t].as_py(),
+            prompt_id,
             tuple(self._teacher["prompt_ids"][t].as_py()),
             tuple(self._teacher["response_ids"][t].as_py()),
             tuple(self._student["response_ids"][s].as_py()),
+            None if self._images is None else tuple(self._student["prompt_ids"][s].as_py()),
+            () if self._images is None else self._images[prompt_id],
         )
 
     @staticmethod

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from hubdistill.errors import InputError
-from hubdistill.pairs.prompt_rows import Message, Prompt, Row, read_row
+from hubdistill.pairs.images import ImageStore
+from hubdistill.pairs.prompt_rows import Prompt, Row, read_row
 
-Encode = Callable[[Sequence[Message]], list[int]]
+Encode = Callable[[Prompt], "Encoded"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a rendered prompt, as the teacher reads it, and as the student does where that differs."""
+
+    teacher: list[int]
+    student: list[int] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the longer one."""
+        return max(len(self.teacher), len(self.student or ()))
 
 
 @dataclass
@@ -68,10 +82,16 @@ class Selection:
     read: int = 0
     empty: int = 0
     duplicates: int = 0
+    damaged: int = 0  # images that cannot be read
+    images: ImageStore | None = None
+    skip_damaged: bool = False
 
     def offer(self, row: Row) -> None:
         """Take the next row. Raises InputError naming it."""
         self.read += 1
+        if row.damaged:
+            self.damaged += 1
+            return
         prompt = read_row(row)
         if prompt is None:
             self.empty += 1
@@ -87,7 +107,11 @@ class Selection:
             self._enter(row, prompt, keys)
 
     def _enter(self, row: Row, prompt: Prompt, keys: tuple[int, int]) -> None:
-        tokens = _tokens(row, prompt, self.encode)
+        stored = self._stored(row, prompt)
+        if stored is None:
+            self.damaged += 1
+            return
+        prompt, tokens = stored, _tokens(row, stored, self.encode)
         if tokens > self.max_tokens:
             self.long.append(keys)
             return
@@ -96,13 +120,24 @@ class Selection:
             if candidate and draw.takes(getattr(candidate, draw.key)):
                 candidate = draw.add(candidate)
 
+    def _stored(self, row: Row, prompt: Prompt) -> Prompt | None:
+        """The prompt with its images in the store; None where one is damaged and such rows are skipped."""
+        if self.images is None or not prompt.raw_images:
+            return prompt
+        try:
+            return replace(prompt, images=tuple(self.images.put(image) for image in prompt.raw_images), raw_images=())
+        except InputError as problem:
+            if self.skip_damaged:
+                return None
+            raise InputError(f"{row.where}: an image {problem}; or skip such rows with `prompts.damaged_images: skip`") from problem
+
     def _better_response(self, again: Prompt) -> None:
         """Of duplicates with different responses keep the first in alphabetical order, whatever the order of rows."""
         for draw in (self.heldout, self.train):
             if again.response is not None and (candidate := draw.kept.get(again.id)):
                 before = candidate.prompt.response
                 candidate.prompt = replace(
-                    again, response=again.response if before is None else min(before, again.response)
+                    candidate.prompt, response=again.response if before is None else min(before, again.response)
                 )
 
     def too_long(self) -> int:
@@ -118,7 +153,7 @@ def _tokens(row: Row, prompt: Prompt, encode: Encode) -> int:
     from jinja2.exceptions import TemplateError  # what chat templates raise through raise_exception
 
     try:
-        return len(encode(prompt.messages))
+        return encode(prompt).tokens
     except InputError as problem:
         raise InputError(f"{row.where} (column '{row.column}'): {problem}") from problem
     except TemplateError as problem:

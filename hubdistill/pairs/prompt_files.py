@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hubdistill.errors import InputError
-from hubdistill.specs import PromptsSpec
+from hubdistill.specs import SourceSpec
 
 MAX_LINE = 16 * 2**20  # bytes of one row of a .jsonl or .csv file, all columns together
 MAX_JSON = 512 * 2**20  # bytes of a .json file
@@ -21,7 +21,7 @@ MAX_JSON = 512 * 2**20  # bytes of a .json file
 Cells = Mapping[str, Any]
 
 
-def local_rows(path: Path, spec: PromptsSpec) -> Iterator[tuple[int, Cells]]:
+def local_rows(path: Path, spec: SourceSpec) -> Iterator[tuple[int, Cells]]:
     try:
         with path.open("rb") as stream:
             start = stream.read(4)
@@ -36,7 +36,7 @@ def local_rows(path: Path, spec: PromptsSpec) -> Iterator[tuple[int, Cells]]:
     yield from READERS[path.suffix.lower()](path, spec)
 
 
-def _jsonl(path: Path, spec: PromptsSpec) -> Iterator[tuple[int, Cells]]:
+def _jsonl(path: Path, spec: SourceSpec) -> Iterator[tuple[int, Cells]]:
     with path.open("rb") as stream:
         number = 0
         while line := stream.readline(MAX_LINE + 1):
@@ -48,7 +48,7 @@ def _jsonl(path: Path, spec: PromptsSpec) -> Iterator[tuple[int, Cells]]:
                 yield number, _object(_json(line, where), where)
 
 
-def _json_list(path: Path, spec: PromptsSpec) -> Iterator[tuple[int, Cells]]:
+def _json_list(path: Path, spec: SourceSpec) -> Iterator[tuple[int, Cells]]:
     if path.stat().st_size > MAX_JSON:
         raise InputError(
             f"{spec.dataset}: larger than {MAX_JSON // 2**20} MiB; save it as .jsonl, one object in each line"
@@ -87,7 +87,7 @@ def _object(row: Any, where: str) -> Mapping[str, Any]:
     return row
 
 
-def _csv(path: Path, spec: PromptsSpec) -> Iterator[tuple[int, Cells]]:
+def _csv(path: Path, spec: SourceSpec) -> Iterator[tuple[int, Cells]]:
     csv.field_size_limit(MAX_LINE)
     number = 0
     with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -113,18 +113,18 @@ def _csv(path: Path, spec: PromptsSpec) -> Iterator[tuple[int, Cells]]:
             raise InputError(f"{spec.dataset}: is not UTF-8 (after row {number}); save it as UTF-8") from problem
 
 
-def _parquet(path: Path, spec: PromptsSpec) -> Iterator[tuple[int, Cells]]:
+def _parquet(path: Path, spec: SourceSpec) -> Iterator[tuple[int, Cells]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    wanted = [spec.column, *([spec.response_column] if spec.response_column else [])]
+    wanted = spec.columns
     number = 0
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             for column in wanted:
                 must_have(column, names, spec.dataset)
-            for batch in file.iter_batches(batch_size=256, columns=list(dict.fromkeys(wanted))):
+            for batch in file.iter_batches(batch_size=256, columns=list(wanted)):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row

@@ -5,25 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hubdistill.errors import InputError
+from hubdistill.pairs.image_parts import MARK, parts_of, place, text_of
+from hubdistill.pairs.images import RawImage
+from hubdistill.specs import QuestionsSpec
 
 MAX_TEXT = 2**20  # characters of one message; no prompt is a book, and a row this long is a file read wrongly
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]  # role, and content: a text, or parts where the turn has images
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that ends in a user turn. `id` is 32 hex digits of the SHA-256 of its messages."""
+    """A conversation that ends in a user turn. `id` is 32 hex digits of the SHA-256 of its messages and images."""
 
     id: str
     messages: tuple[Message, ...]
     response: str | None = None  # ground truth
     prompt_ids: tuple[int, ...] = ()  # rendered by the teacher's template; there once it was saved
+    student_prompt_ids: tuple[int, ...] | None = None  # by the student's, where it reads prompts in its own way
+    images: tuple[str, ...] = ()  # names in the image store, in the order of the messages
+    raw_images: tuple[RawImage, ...] = ()  # what the row had; gone once they are in the store
+    answers: tuple[str, ...] = ()  # of a question: what its annotators said
+    group: str | None = None  # of a question: its type
 
 
 @dataclass(frozen=True)
@@ -35,14 +43,19 @@ class Row:
     value: Any
     response: Any = None
     response_column: str | None = None
+    images: tuple[RawImage, ...] | None = None  # None: the source has no image column
+    damaged: bool = False  # an image of it cannot be read, and such rows are skipped
+    question: QuestionsSpec | None = None  # the row is a question with answers
+    group: Any = None
 
     def error(self, what: str, fix: str, column: str | None = None) -> InputError:
         return InputError(f"{self.where} (column '{column or self.column}'): {what}; {fix}")
 
 
-def prompt_id(messages: Sequence[Message]) -> str:
-    """32 hex digits of the SHA-256 of the messages as canonical JSON."""
-    text = json.dumps([[turn["role"], turn["content"]] for turn in messages], ensure_ascii=False, separators=(",", ":"))
+def prompt_id(messages: Sequence[Message], images: Sequence[RawImage] = ()) -> str:
+    """32 hex digits of the SHA-256 of the messages as canonical JSON, and of the images' digests if there are any."""
+    turns: list[Any] = [[turn["role"], turn["content"]] for turn in messages]
+    text = json.dumps([*turns, *([image.digest for image in images],) * bool(images)], ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -52,11 +65,19 @@ def read_row(row: Row) -> Prompt | None:
     Outer whitespace is stripped from every message. Raises InputError naming file, row and column for a row that is
     neither text nor a chat.
     """
+    if row.question:
+        return _read_question(row, row.question)
     chat = _as_chat(row)
     if chat is None:
         prompt, after = [{"role": "user", "content": _text(row, row.value)}], None
     else:
         prompt, after = _split(row, chat)
+    images = row.images or ()
+    if row.images is not None:
+        try:
+            prompt = place(prompt, len(images))
+        except ValueError as problem:
+            raise row.error(str(problem), f"write one {MARK} (or one image part) for each image, or none where they come first") from problem
     if not prompt[-1]["content"]:
         return None
     if blank := next((i for i, turn in enumerate(prompt) if not turn["content"] and turn["role"] != "system"), None):
@@ -66,7 +87,20 @@ def read_row(row: Row) -> Prompt | None:
         if after is not None and not isinstance(after, str):
             raise row.error(f"holds {_kind(after)}", "name a column of text in `response_column`", row.response_column)
     response = None if after is None else _text(row, after) or None
-    return Prompt(prompt_id(prompt), tuple(prompt), response)
+    return Prompt(prompt_id(prompt, images), tuple(prompt), response, raw_images=images)
+
+
+def _read_question(row: Row, spec: QuestionsSpec) -> Prompt | None:
+    cells = row.response if isinstance(row.response, list) else [row.response]
+    answers = [cell.get("answer") if isinstance(cell, dict) else cell for cell in cells]
+    if not answers or not all(isinstance(answer, str) for answer in answers):
+        raise row.error(f"holds {_kind(row.response)}", "an answer is a text, or a list of texts", spec.response_column)
+    value = f"{row.value.strip()}\n{spec.instruction}" if isinstance(row.value, str) and row.value.strip() and spec.instruction else row.value
+    prompt = read_row(replace(row, question=None, value=value, response=None, response_column=None))
+    if prompt is None:
+        return None
+    group = None if row.group is None else _text(row, str(row.group))
+    return replace(prompt, answers=tuple(_text(row, str(answer)) for answer in answers), group=group)
 
 
 def _as_chat(row: Row) -> list[Any] | None:
@@ -94,7 +128,7 @@ def _as_chat(row: Row) -> list[Any] | None:
     return turns if is_chat else None
 
 
-def _split(row: Row, chat: list[Any]) -> tuple[list[dict[str, str]], str | None]:
+def _split(row: Row, chat: list[Any]) -> tuple[list[dict[str, Any]], str | None]:
     turns = [_role_and_content(row, i, turn) for i, turn in enumerate(chat)]
     users = [i for i, (role, _) in enumerate(turns) if role == "user"]
     if not users:
@@ -104,7 +138,10 @@ def _split(row: Row, chat: list[Any]) -> tuple[list[dict[str, str]], str | None]
     ]
     follows = turns[users[-1] + 1 : users[-1] + 2]
     answered = follows and follows[0][0] == "assistant" and follows[0][1] is not None
-    return prompt, _content(row, users[-1] + 1, follows[0][1]) if answered else None
+    if not answered:
+        return prompt, None
+    after = _content(row, users[-1] + 1, follows[0][1])
+    return prompt, after if isinstance(after, str) else text_of(after)
 
 
 def _role_and_content(row: Row, i: int, turn: Any) -> tuple[str, Any]:
@@ -116,14 +153,19 @@ def _role_and_content(row: Row, i: int, turn: Any) -> tuple[str, Any]:
     return ROLES[role], turn["content"] if turn.get("content") is not None else turn.get("value")
 
 
-def _content(row: Row, i: int, content: Any) -> str:
+def _content(row: Row, i: int, content: Any) -> Any:
     if content is None:
         raise row.error(f"turn {i + 1} has no content", "fill it, or remove the row")
     if isinstance(content, list | dict):
-        raise row.error(
-            f"turn {i + 1} is made of parts, such as images",
-            "write its content as one text, or use `target: {kind: vlm}` for images",
-        )
+        if row.images is None:
+            raise row.error(
+                f"turn {i + 1} is made of parts, such as images",
+                "write its content as one text, or use `target: {kind: vlm}` and `prompts.image_column` for images",
+            )
+        try:
+            return [{**part, "text": _text(row, part["text"])} if part["type"] == "text" else part for part in parts_of(content)]
+        except ValueError as problem:
+            raise row.error(f"turn {i + 1} {problem}", "parts are {type: text, text: ...} and {type: image}; remove the row") from problem
     if not isinstance(content, str):
         raise row.error(f"the content of turn {i + 1} is {_kind(content)}", "write it as text")
     return _text(row, content)

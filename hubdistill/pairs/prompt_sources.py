@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from hubdistill.errors import InputError, MissingError
 from hubdistill.files import file_sha256
+from hubdistill.pairs.images import raw_image
 from hubdistill.pairs.prompt_files import MAX_LINE, READERS, Cells, local_rows, must_have
 from hubdistill.pairs.prompt_rows import Row, read_row
 from hubdistill.shipped import SHIPPED, find_data
-from hubdistill.specs import PromptsSpec
+from hubdistill.specs import QuestionsSpec, SourceSpec
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip", ".lz4")
 
@@ -32,7 +33,7 @@ class SourceFacts:
     responses: bool | None = None  # whether any of the first rows has a ground-truth response; None where they were not read
 
 
-def local_file(spec: PromptsSpec, base_dir: Path | None) -> Path | None:
+def local_file(spec: SourceSpec, base_dir: Path | None) -> Path | None:
     """The local file that `spec.dataset` names, or None for a Hub dataset.
 
     Raises MissingError or InputError for a local file that is not there or of a format that is not read, and for any
@@ -64,7 +65,7 @@ def _similar_file(path: Path) -> str:
     return f"did you mean '{found[0]}'?" if found else "paths are relative to the recipe"
 
 
-def read_rows(spec: PromptsSpec, base_dir: Path | None) -> Iterator[Row]:
+def read_rows(spec: SourceSpec, base_dir: Path | None) -> Iterator[Row]:
     """All rows of the source, in its order. Raises InputError, MissingError or HubError naming file and row."""
     path = local_file(spec, base_dir)
     if path is None:
@@ -78,7 +79,31 @@ def read_rows(spec: PromptsSpec, base_dir: Path | None) -> Iterator[Row]:
         where = f"{source}:row {number}"
         value = _cell(cells, spec.column, where, "column")
         response = _cell(cells, spec.response_column, where, "response_column") if spec.response_column else None
-        yield Row(where, spec.column, value, response, spec.response_column)
+        row = Row(where, spec.column, value, response, spec.response_column)
+        if isinstance(spec, QuestionsSpec):
+            group = _cell(cells, spec.type_column, where, "type_column") if spec.type_column else None
+            row = replace(row, question=spec, group=group)
+        yield _with_images(row, cells, spec, path) if spec.image_column else row
+
+
+def _with_images(row: Row, cells: Cells, spec: SourceSpec, path: Path | None) -> Row:
+    """The row with the bytes of its images; a row whose cell is null or an empty list has none."""
+    cell = _cell(cells, str(spec.image_column), row.where, "image_column")
+    sources = [] if cell is None else cell if isinstance(cell, list) else [cell]
+    try:
+        return replace(row, images=tuple(raw_image(source, path.parent if path else None, trusted_paths=path is None and _downloaded(source)) for source in sources))
+    except InputError as problem:
+        if spec.damaged_images == "skip":
+            return replace(row, damaged=True)
+        raise InputError(f"{row.where} (column '{spec.image_column}'): {problem}; or skip such rows with `prompts.damaged_images: skip`") from problem
+
+
+def _downloaded(source: Any) -> bool:
+    """Whether a {bytes, path} names a file that `datasets` fetched; its path may also be a text that the data's author wrote."""
+    from huggingface_hub import constants
+
+    name = source.get("path") if isinstance(source, dict) else None
+    return isinstance(name, str) and Path(name).resolve().is_relative_to(Path(constants.HF_HOME).resolve())
 
 
 def _cell(cells: Cells, column: str, where: str, key: str) -> Any:
@@ -86,7 +111,7 @@ def _cell(cells: Cells, column: str, where: str, key: str) -> Any:
     return cells[column]
 
 
-def check_source(spec: PromptsSpec, base_dir: Path | None, *, offline: bool = False) -> SourceFacts:
+def check_source(spec: SourceSpec, base_dir: Path | None, *, offline: bool = False) -> SourceFacts:
     """Whether the prompts can be read, for `plan`: the first rows of a local file, the commit of a Hub dataset.
 
     Downloads no rows. Raises InputError, MissingError or HubError, each with the fix. With `offline`, a Hub dataset
@@ -96,12 +121,12 @@ def check_source(spec: PromptsSpec, base_dir: Path | None, *, offline: bool = Fa
     return _check_hub(spec, offline) if path is None else _check_local(spec, base_dir, path)
 
 
-def _check_hub(spec: PromptsSpec, offline: bool) -> SourceFacts:
+def _check_hub(spec: SourceSpec, offline: bool) -> SourceFacts:
     from hubdistill.pairs.hub_dataset import find_dataset
 
     found = find_dataset(spec, offline=offline)
     what = f"dataset {spec.dataset}"
-    for column, key in ((spec.column, "column"), (spec.response_column, "response_column")):
+    for column, key in ((spec.column, "column"), (spec.response_column, "response_column"), (spec.image_column, "image_column")):
         if column and found.columns:
             must_have(column, list(found.columns), what, key)
     if found.splits and spec.split not in found.splits:
@@ -115,9 +140,9 @@ def _check_hub(spec: PromptsSpec, offline: bool) -> SourceFacts:
     return SourceFacts(reference=spec.dataset, kind="hub", **facts)
 
 
-def _check_local(spec: PromptsSpec, base_dir: Path | None, path: Path) -> SourceFacts:
+def _check_local(spec: SourceSpec, base_dir: Path | None, path: Path) -> SourceFacts:
     first = list(islice(read_rows(spec, base_dir), 20))
-    found = [read_row(row) for row in first]
+    found = [read_row(row) for row in first if not row.damaged]
     if not first:
         raise InputError(f"{spec.dataset}: has no rows; put one prompt in each row")
     responses = any(prompt and prompt.response for prompt in found)
@@ -127,7 +152,7 @@ def _check_local(spec: PromptsSpec, base_dir: Path | None, path: Path) -> Source
     return SourceFacts(reference=spec.dataset, kind="local", **facts)
 
 
-def _columns(path: Path, spec: PromptsSpec) -> tuple[str, ...]:
+def _columns(path: Path, spec: SourceSpec) -> tuple[str, ...]:
     if path.suffix.lower() == ".parquet":
         import pyarrow.parquet as pq
 

@@ -15,17 +15,18 @@ from statistics import median
 
 from hubdistill.errors import InputError
 from hubdistill.files import write_atomically
-from hubdistill.pairs.prompt_draw import Candidate, Draw, Encode, Selection
+from hubdistill.pairs.images import ImageStore
+from hubdistill.pairs.prompt_draw import Candidate, Draw, Encode, Encoded, Selection
 from hubdistill.pairs.prompt_rows import Prompt, prompt_id
 from hubdistill.pairs.prompt_sources import read_rows
-from hubdistill.specs import PromptsSpec
+from hubdistill.specs import PromptsSpec, SourceSpec
 
-__all__ = ["Encode", "Prompt", "PromptReport", "load_prompts", "prompt_id", "read_prompts", "save_prompts"]
+__all__ = ["Encode", "Encoded", "Prompt", "PromptReport", "load_prompts", "prompt_id", "read_prompts", "save_prompts"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptReport:
-    """What became of the rows: read = empty + duplicates + too_long + not_drawn + kept_train + kept_heldout.
+    """What became of the rows: read = empty + duplicates + damaged + too_long + not_drawn + kept_train + kept_heldout.
 
     All counts but `read` leave the order of the rows out of account. `lengths` are (least, median, most) tokens of
     the kept prompts, rendered by the template.
@@ -42,6 +43,9 @@ class PromptReport:
     lengths: tuple[int, float, int]
     asked: int | None = None
     max_tokens: int = 0
+    damaged: int = 0  # an image could not be read; among the rows that were looked at
+    images: int = 0  # of the kept prompts; one that several prompts share counts once
+    image_bytes: int = 0  # on disk
 
     def lines(self) -> list[str]:
         """The report for people, one fact a line."""
@@ -51,6 +55,7 @@ class PromptReport:
             "empty": self.empty,
             "duplicates": self.duplicates,
             f"longer than {self.max_tokens} tokens": self.too_long,
+            "with a damaged image": self.damaged,
         }
         lines = [
             f"{self.kept_train:,} training prompts{short}, {self.kept_heldout:,} held out, from {self.read:,} rows"
@@ -58,6 +63,9 @@ class PromptReport:
         if any(dropped.values()):
             lines.append("left out: " + ", ".join(f"{number:,} {name}" for name, number in dropped.items() if number))
         lines.append(f"prompt tokens: {least} to {most}, median {middle:g}")
+        if self.images:
+            prompts = self.kept_train + self.kept_heldout
+            lines.append(f"{self.images:,} images, {self.image_bytes / 2**20:,.1f} MiB on disk, {self.image_bytes / prompts / 1024:,.1f} KiB a prompt")
         if self.without_response:
             lines.append(f"{self.without_response:,} of them have no ground-truth response")
         return lines
@@ -67,20 +75,27 @@ class PromptReport:
         return {**asdict(self), "lengths": list(self.lengths)}
 
 
+def heldout_count(spec: SourceSpec) -> int:
+    """Prompts to hold out: of a set of questions none."""
+    return spec.heldout if isinstance(spec, PromptsSpec) else 0
+
+
 def load_prompts(
-    spec: PromptsSpec, base_dir: Path | None, encode: Encode, seed: int = 0
+    spec: SourceSpec, base_dir: Path | None, encode: Encode, seed: int = 0, images: ImageStore | None = None
 ) -> tuple[list[Prompt], list[Prompt], PromptReport]:
     """Draw the training and the held-out prompts, each in the order of its hash.
 
     Held out are the `heldout` prompts with the smallest hash under one salt; training prompts the `count` smallest
-    under another, among the rest. `encode` gives the token ids of the rendered messages, generation prompt included;
-    it is called for candidates only. `base_dir` is the recipe's folder; None refuses local files.
+    under another, among the rest. `encode` gives the token ids of the rendered prompt, generation prompt included;
+    it is called for candidates only, whose images lie in the store `images` by then. `base_dir` is the recipe's
+    folder; None refuses local files.
 
     Raises InputError, MissingError or HubError naming the file and the row.
     """
     selection = Selection(
-        seed, spec.max_tokens, encode, Draw("heldout_key", spec.heldout), Draw("train_key", spec.count)
-    )
+        seed, spec.max_tokens, encode, Draw("heldout_key", heldout_count(spec)), Draw("train_key", spec.count),
+        images=images, skip_damaged=spec.damaged_images == "skip",
+    )  # fmt: skip
     for row in read_rows(spec, base_dir):
         selection.offer(row)
     train, heldout = selection.train.ordered(), selection.heldout.ordered()
@@ -88,14 +103,15 @@ def load_prompts(
     if not train:
         raise InputError(
             f"{spec.dataset}: {report.read} rows give {len(heldout)} usable prompts ({report.empty} empty, {report.duplicates} duplicates, "
-            f"{report.too_long} longer than {spec.max_tokens} tokens), and {spec.heldout} are held out; lower `prompts.heldout`, raise `prompts.max_tokens` or add prompts"
+            f"{report.too_long} longer than {spec.max_tokens} tokens), and {heldout_count(spec)} are held out; lower `prompts.heldout`, raise `prompts.max_tokens` or add prompts"
         )
     return [one.prompt for one in train], [one.prompt for one in heldout], report
 
 
-def _report(spec: PromptsSpec, selection: Selection, kept: list[Candidate]) -> PromptReport:
+def _report(spec: SourceSpec, selection: Selection, kept: list[Candidate]) -> PromptReport:
     lengths = [one.tokens for one in kept] or [0]
-    dropped = selection.empty + selection.duplicates + selection.too_long() + len(kept)
+    dropped = selection.empty + selection.duplicates + selection.damaged + selection.too_long() + len(kept)
+    names = {name for one in kept for name in one.prompt.images}
     return PromptReport(
         read=selection.read,
         empty=selection.empty,
@@ -108,11 +124,15 @@ def _report(spec: PromptsSpec, selection: Selection, kept: list[Candidate]) -> P
         lengths=(min(lengths), median(lengths), max(lengths)),
         asked=spec.count,
         max_tokens=spec.max_tokens,
+        damaged=selection.damaged,
+        images=len(names),
+        image_bytes=sum((selection.images.folder / name).stat().st_size for name in names) if selection.images else 0,
     )
 
 
 def save_prompts(path: Path, prompts: Sequence[Prompt], encode: Encode) -> None:
-    """Write prompts to one Parquet file, atomically: prompt_id, messages (JSON), prompt_ids (int32), response."""
+    """Write prompts to one Parquet file, atomically: prompt_id, messages (JSON), prompt_ids (int32), response, images
+    (names), student_prompt_ids where the student reads prompts in its own way, and of questions answers and group."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -121,6 +141,10 @@ def save_prompts(path: Path, prompts: Sequence[Prompt], encode: Encode) -> None:
         ("messages", pa.string()),
         ("prompt_ids", pa.list_(pa.int32())),
         ("response", pa.string()),
+        ("student_prompt_ids", pa.list_(pa.int32())),
+        ("images", pa.list_(pa.string())),
+        ("answers", pa.list_(pa.string())),
+        ("group", pa.string()),
     ]
     schema = pa.schema(fields)
     sink = pa.BufferOutputStream()
@@ -133,11 +157,16 @@ def save_prompts(path: Path, prompts: Sequence[Prompt], encode: Encode) -> None:
 
 def _saved(prompt: Prompt, encode: Encode) -> dict[str, object]:
     messages = json.dumps([dict(turn) for turn in prompt.messages], ensure_ascii=False)
+    encoded = encode(prompt)
     return {
         "prompt_id": prompt.id,
         "messages": messages,
-        "prompt_ids": encode(prompt.messages),
+        "prompt_ids": encoded.teacher,
         "response": prompt.response,
+        "student_prompt_ids": encoded.student,
+        "images": list(prompt.images),
+        "answers": list(prompt.answers),
+        "group": prompt.group,
     }
 
 
@@ -152,8 +181,10 @@ def _read_saved(path: Path) -> Iterator[Prompt]:
 
     again = f"{path}: is not a file of prompts that can be read; delete it and run the command again"
     try:
-        table = pq.read_table(path, columns=["prompt_id", "messages", "response", "prompt_ids"])
+        table = pq.read_table(path, columns=["prompt_id", "messages", "response", "prompt_ids", "student_prompt_ids", "images", "answers", "group"])
         for row in table.to_pylist():
-            yield Prompt(row["prompt_id"], tuple(json.loads(row["messages"])), row["response"], tuple(row["prompt_ids"]))
+            student = row["student_prompt_ids"]
+            yield Prompt(row["prompt_id"], tuple(json.loads(row["messages"])), row["response"], tuple(row["prompt_ids"]),
+                         None if student is None else tuple(student), tuple(row["images"]), answers=tuple(row["answers"]), group=row["group"])  # fmt: skip
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as problem:
         raise InputError(f"{again} ({problem})") from problem

@@ -17,6 +17,7 @@ import transformers
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper
 
 from hubdistill.pairs.choice import SeededChoice
+from hubdistill.pairs.padding import padded
 from hubdistill.pairs.store import Question, Response
 from hubdistill.specs import SamplingSpec
 
@@ -41,9 +42,10 @@ class Sampler(Protocol):
 class TransformersSampler:
     """Batched `generate`: prompts sorted by length, left-padded, per-prompt seeds.
 
-    `stop_ids` end a response; ids at or above `vocab` (which the other model does not have) are never sampled;
-    `progress` is told what each batch brought. The longest prompts come first, so that a
-    lack of memory shows at once.
+    `stop_ids` end a response; ids at or above `vocab` (which the other model does not have) are never sampled, nor are
+    the `forbidden` ones (an image token in a response would ask for an image); `prepare` turns questions into the
+    arguments of `generate`, left-padded, on the model's device; `progress` is told what each batch brought. The longest
+    prompts come first, so that a lack of memory shows at once.
     """
 
     model: PreTrainedModel
@@ -51,6 +53,8 @@ class TransformersSampler:
     pad_id: int
     vocab: int
     progress: Progress | None = None
+    forbidden: tuple[int, ...] = ()
+    prepare: Callable[[Any, Sequence[Question]], dict[str, Any]] | None = None
     engine: str = "transformers"
     version: str = transformers.__version__
 
@@ -64,17 +68,28 @@ class TransformersSampler:
 
     @torch.inference_mode()
     def _answer(self, batch: list[Question], settings: SamplingSpec, seeds: list[int]) -> list[Response]:
-        ids, mask = left_padded([question.prompt_ids for question in batch], self.pad_id)
         device = self.model.device
+        arguments = (self.prepare or self._plain)(self.model, batch)
+        width = arguments["input_ids"].shape[1]
         with neutral_generation(self.model, self._config(settings)) as model:
-            output = model.generate(
-                input_ids=ids.to(device), attention_mask=mask.to(device), logits_processor=_processors(settings, seeds, device, self.vocab)
-            )
-        answers = output[:, ids.shape[1] :].cpu().tolist()
+            output = model.generate(**arguments, logits_processor=self._processors(settings, seeds, device))
+        answers = output[:, width:].cpu().tolist()
         responses = [self._response(question, tokens, seed) for question, tokens, seed in zip(batch, answers, seeds, strict=True)]
         if self.progress:
             self.progress(len(responses), sum(len(response.response_ids) for response in responses))
         return responses
+
+    def _plain(self, model: Any, batch: Sequence[Question]) -> dict[str, Any]:
+        ids, mask = padded([question.prompt_ids for question in batch], self.pad_id, "left")
+        return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+
+    def _processors(self, settings: SamplingSpec, seeds: Sequence[int], device: torch.device) -> LogitsProcessorList:
+        steps: list[LogitsProcessor] = [SharedVocabulary(self.vocab, self.forbidden)]
+        if settings.temperature > 0:
+            if settings.temperature != 1:
+                steps.append(TemperatureLogitsWarper(settings.temperature))
+            steps.append(SeededChoice(seeds, settings.top_p, settings.max_tokens, device))
+        return LogitsProcessorList(steps)
 
     def _config(self, settings: SamplingSpec) -> Any:
         return transformers.GenerationConfig(
@@ -108,30 +123,11 @@ def neutral_generation(model: PreTrainedModel, config: transformers.GenerationCo
 
 
 class SharedVocabulary(LogitsProcessor):
-    """Forbids ids at or above `vocab`; the loss slices both heads there."""
+    """Forbids ids at or above `vocab`, where the loss slices both heads, and the `forbidden` ones below it."""
 
-    def __init__(self, vocab: int):
-        self.vocab = vocab
+    def __init__(self, vocab: int, forbidden: Sequence[int] = ()):
+        self.vocab, self.forbidden = vocab, forbidden
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return scores if scores.shape[-1] <= self.vocab else scores.index_fill(-1, torch.arange(self.vocab, scores.shape[-1], device=scores.device), -torch.inf)
-
-
-def _processors(settings: SamplingSpec, seeds: Sequence[int], device: torch.device, vocab: int) -> LogitsProcessorList:
-    steps: list[LogitsProcessor] = [SharedVocabulary(vocab)]
-    if settings.temperature > 0:
-        if settings.temperature != 1:
-            steps.append(TemperatureLogitsWarper(settings.temperature))
-        steps.append(SeededChoice(seeds, settings.top_p, settings.max_tokens, device))
-    return LogitsProcessorList(steps)
-
-
-def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask (B, L), padded on the left, as generation needs them."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = torch.tensor(row)
-        mask[i, width - len(row) :] = 1
-    return ids, mask
+        out = [*(i for i in self.forbidden if i < self.vocab), *range(self.vocab, scores.shape[-1])]
+        return scores.index_fill(-1, torch.tensor(out, device=scores.device), -torch.inf) if out else scores

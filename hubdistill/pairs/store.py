@@ -34,10 +34,11 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt as one model sees it: rendered by its template into token ids."""
+    """A prompt as one model sees it: rendered by its template into token ids, with the names of its images."""
 
     prompt_id: str
     prompt_ids: tuple[int, ...]
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

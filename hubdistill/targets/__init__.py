@@ -1,9 +1,9 @@
 """The targets a recipe can name, explicitly."""
 
-from hubdistill.targets import text
+from hubdistill.targets import text, vlm
 from hubdistill.targets.base import Target
 
-TARGETS: tuple[Target, ...] = (text.TARGET,)
+TARGETS: tuple[Target, ...] = (text.TARGET, vlm.TARGET)
 
 
 def target_named(kind: str) -> Target:

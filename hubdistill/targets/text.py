@@ -43,8 +43,8 @@ def check(teacher: ModelFacts, student: ModelFacts) -> list[str]:
     problems = []
     for role, facts in (("teacher", teacher), ("student", student)):
         config: dict[str, Any] = facts.config
-        if "vision_config" in config:
-            problems.append(f"{role}.model: {facts.reference} is a vision-language model; the text target takes text models only")
+        if facts.has_vision:
+            problems.append(f"{role}.model: {facts.reference} is a vision-language model; write `target: {{kind: vlm}}`, or name a text model")
         if config.get("is_encoder_decoder"):
             problems.append(f"{role}.model: {facts.reference} is an encoder-decoder; use a decoder-only language model")
     if "quantization_config" in student.config:

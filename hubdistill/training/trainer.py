@@ -16,7 +16,7 @@ from hubdistill.errors import TrainingError
 from hubdistill.losses.chunked import Head, Responses
 from hubdistill.losses.contrastive import LossPreset, contrastive_loss, response_gaps
 from hubdistill.losses.schedules import AlphaCurriculum, beta_at
-from hubdistill.modalities.base import Batch, Modality, Row
+from hubdistill.modalities.base import Batch, Reading, Row
 from hubdistill.models.load import head_of
 from hubdistill.pairs.join import Pair, Pairs
 from hubdistill.training.telemetry import Telemetry
@@ -41,12 +41,11 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """What the loss needs besides the student: the teacher, the common vocabulary, and the settings."""
+    """What the loss needs besides the student: the teacher, how both read prompts, the common vocabulary, the settings."""
 
     teacher: PreTrainedModel
-    modality: Modality
+    reading: Reading
     vocab: int
-    pad_id: int
     preset: LossPreset
     position: Position
     curriculum: AlphaCurriculum
@@ -62,13 +61,13 @@ def learning_rate_factor(progress: float) -> float:
 class PairCollator:
     """Pairs -> rows: all teacher responses, then all student responses. Keeps the prompt ids for error messages."""
 
-    def __init__(self, modality: Modality, pad_id: int):
-        self.modality, self.pad_id = modality, pad_id
+    def __init__(self, reading: Reading):
+        self.reading = reading
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
-        rows = [Row(pair.prompt_ids, pair.teacher_ids) for pair in pairs]
-        rows += [Row(pair.prompt_ids, pair.student_ids, from_student=True) for pair in pairs]
-        return {"batch": self.modality.collate(rows, self.pad_id), "prompt_ids": [pair.prompt_id for pair in pairs]}
+        rows = [Row(pair.prompt_ids, pair.teacher_ids, False, pair.student_prompt_ids, pair.images) for pair in pairs]
+        rows += [Row(pair.prompt_ids, pair.student_ids, True, pair.student_prompt_ids, pair.images) for pair in pairs]
+        return {"batch": self.reading.collate(rows), "prompt_ids": [pair.prompt_id for pair in pairs]}
 
 
 class ContrastiveTrainer(Trainer):
@@ -86,7 +85,7 @@ class ContrastiveTrainer(Trainer):
         self.telemetry = Telemetry()
         self._optimizer_state = optimizer_state
         self._step_size = (0, 0, 0)  # pairs, teacher-response tokens, student-response tokens in the optimiser step
-        collator = PairCollator(distillation.modality, distillation.pad_id)
+        collator = PairCollator(distillation.reading)
         super().__init__(model=model, args=args, train_dataset=pairs, data_collator=collator, callbacks=list(callbacks))  # type: ignore[arg-type]
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -126,7 +125,7 @@ class ContrastiveTrainer(Trainer):
         batch: Batch = inputs["batch"]
         device = self.args.device
         responses = Responses(
-            student_ND=self._hidden(model, batch.student, batch.student_rows_N, batch.student_columns_N),
+            student_ND=settings.reading.hidden(model, batch.student, batch.student_rows_N, batch.student_columns_N),
             teacher_ND=self._teacher_hidden(batch).to(device),
             labels_N=batch.labels_N.to(device),
             lengths_B=batch.lengths_B,
@@ -156,14 +155,10 @@ class ContrastiveTrainer(Trainer):
         """Add the method's telemetry since the last log."""
         super().log(logs | self.telemetry.take(self.accelerator), start_time)
 
-    def _hidden(self, model, inputs, rows_N, columns_N) -> torch.Tensor:
-        device = next(model.parameters()).device
-        moved = {name: value.to(device) for name, value in inputs.items()}
-        return self.distillation.modality.hidden(model, moved, rows_N.to(device), columns_N.to(device))
-
     @torch.no_grad()
     def _teacher_hidden(self, batch: Batch) -> torch.Tensor:
-        return self._hidden(self.distillation.teacher, batch.teacher, batch.teacher_rows_N, batch.teacher_columns_N)
+        settings = self.distillation
+        return settings.reading.hidden(settings.teacher, batch.teacher, batch.teacher_rows_N, batch.teacher_columns_N)
 
     @cached_property
     def _teacher_head(self) -> Head:

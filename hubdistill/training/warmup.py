@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,15 @@ from transformers import PrinterCallback, TrainerCallback
 
 from hubdistill.errors import TrainingError
 from hubdistill.files import write_atomically
+from hubdistill.modalities.base import Row, TokenRow
 from hubdistill.training.rounds import on_one_device, require_finite, training_arguments
 from hubdistill.training.telemetry import metrics_lines
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from hubdistill.modalities.base import Row
+    from hubdistill.modalities.base import Reading
+    from hubdistill.pairs.prompts import Prompt
     from hubdistill.specs import TrainSpec, WarmupSpec
 
 
@@ -42,30 +44,64 @@ class _Bookkeeping(TrainerCallback):
         write_atomically(self.metrics, metrics_lines(rows))
 
 
+def ground_truth_rows(prompts: Sequence[Prompt], tokenizer: Any, end_id: int, vocab: int, limit: int) -> tuple[list[Row], dict[str, int]]:
+    """The data set's own responses, at most `limit` tokens of each, and how many were left out or cut."""
+    rows, counts = [], {"without_response": 0, "cut": 0, "outside_vocabulary": 0}
+    for prompt in prompts:
+        ids = [*tokenizer(prompt.response or "", add_special_tokens=False)["input_ids"], end_id]
+        counts["without_response"] += len(ids) == 1
+        counts["outside_vocabulary"] += max(ids) >= vocab
+        if len(ids) > 1 and max(ids) < vocab:
+            counts["cut"] += len(ids) > limit  # a response that is cut gets no end: it did not end there
+            rows.append(Row(prompt.prompt_ids, tuple(ids[:limit]), False, prompt.student_prompt_ids, prompt.images))
+    return rows, counts
+
+
+@dataclass(frozen=True)
+class RowCollator:
+    """Numbers of rows -> what the student takes, and labels (B, L) on the response tokens alone.
+
+    Token ids go in as they are: rendering the text again could tokenise it differently.
+    """
+
+    rows: Sequence[Row]
+    reading: Reading
+
+    def __call__(self, picked: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+        rows = [self.rows[one["row"]] for one in picked]
+        inputs = self.reading.inputs("student", [TokenRow(row.as_student + row.response_ids, row.images) for row in rows], "right")
+        labels = inputs.tokens["input_ids"].new_full(inputs.tokens["input_ids"].shape, -100)
+        for i, row in enumerate(rows):
+            start, end = len(row.as_student), len(row.as_student) + len(row.response_ids)
+            labels[i, start:end] = inputs.tokens["input_ids"][i, start:end]
+        return {"inputs": inputs, "labels": labels}
+
+
 def warm_up(model: PeftModel, tokenizer: Any, rows: Sequence[Row], spec: WarmupSpec, train: TrainSpec, files: WarmupFiles, *,
-            pad_id: int, accumulation: int, progress: Callable[[int], None] | None = None) -> dict[str, Any]:  # fmt: skip
+            reading: Reading, accumulation: int, progress: Callable[[int], None] | None = None) -> dict[str, Any]:  # fmt: skip
     """Fine-tune the adapter on the responses of `rows` (token ids, loss on the response only).
 
-    Token ids go in as they are: rendering the text again could tokenise it differently. Raises TrainingError where
-    there are no rows, or the adapter is not finite afterwards.
+    Raises TrainingError where there are no rows, or the adapter is not finite afterwards.
     """
-    from datasets import Dataset, disable_progress_bars
+    from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
+
+    class Warmup(SFTTrainer):
+        """TRL's, with the rows as the modality turns them into arguments: images are encoded here."""
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            taken = reading.modality.arguments(model, inputs["inputs"].to(self.args.device))
+            return super().compute_loss(model, {**taken, "labels": inputs["labels"]}, return_outputs, num_items_in_batch)
 
     if not rows:
         raise TrainingError("warm-up has nothing to train on: no prompt has a response; set warmup.kind: none, or warmup.responses: teacher")
-    disable_progress_bars()  # TRL maps the rows once more, in no time
-    dataset = Dataset.from_list([
-        {"input_ids": [*row.prompt_ids, *row.response_ids],
-         "completion_mask": [0] * len(row.prompt_ids) + [1] * len(row.response_ids)}
-        for row in rows
-    ])  # fmt: skip
     arguments = training_arguments(files.checkpoints, train, seed=train.seed, accumulation=accumulation, num_train_epochs=spec.epochs,
                                    learning_rate=spec.learning_rate or train.learning_rate, lr_scheduler_type="cosine",
                                    warmup_steps=0.1, save_strategy="no")  # fmt: skip
-    config = on_one_device(SFTConfig(**arguments, completion_only_loss=True, max_length=None, packing=False, bf16=False,
-                                     pad_token=tokenizer.convert_ids_to_tokens(pad_id)))  # fmt: skip
-    trainer = SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer, callbacks=[_Bookkeeping(files.metrics, progress)])
+    config = on_one_device(SFTConfig(**arguments, max_length=None, packing=False, bf16=False, dataset_kwargs={"skip_prepare_dataset": True},
+                                     pad_token=tokenizer.convert_ids_to_tokens(reading.pad_id)))  # fmt: skip
+    trainer = Warmup(model=model, args=config, train_dataset=Dataset.from_dict({"row": range(len(rows))}), processing_class=tokenizer,
+                     data_collator=RowCollator(rows, reading), callbacks=[_Bookkeeping(files.metrics, progress)])  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     outcome = trainer.train()
     require_finite(model, "the warm-up", "warmup.learning_rate")

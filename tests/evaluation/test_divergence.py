@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from hubdistill.evaluation.divergence import Scorer
+from hubdistill.modalities.base import Reading
 from hubdistill.modalities.text import TEXT
 from hubdistill.models.lora import attach_adapter
 from hubdistill.pairs.store import Response
 from hubdistill.specs import LoraSpec
 from tests import tiny
 
+READING = Reading(modality=TEXT, pad_id=0)
 VOCAB, STOP = 34, 3
 METRICS = {"kl", "skl", "srkl", "nll", "agreement"}
 
@@ -53,7 +55,7 @@ def assert_equal(found, teacher, student, rows, vocab: int = VOCAB):
 def test_every_metric_is_that_of_full_logits_one_sequence_at_a_time(teacher, student):
     rows = responses()
     assert {row.finish_reason for row in rows} == {"stop", "length"}
-    found = Scorer(teacher, TEXT, VOCAB, 0).score(student, rows)
+    found = Scorer(teacher, READING, VOCAB).score(student, rows)
     assert_equal(found, teacher, student, rows)
     assert min(found["kl"].values()) > 0.1, "the models must differ for the comparison to mean something"
     assert 0 < sum(found["agreement"].values()) < len(rows)
@@ -64,20 +66,20 @@ def test_every_metric_is_that_of_full_logits_one_sequence_at_a_time(teacher, stu
 def test_unequal_vocabularies_are_sliced_to_the_common_size(teacher_vocab, student_vocab):
     teacher, student = tiny.make_model(1, vocab=teacher_vocab), tiny.make_model(2, vocab=student_vocab)
     rows = responses()
-    found = Scorer(teacher, TEXT, VOCAB, 0).score(student, rows)
+    found = Scorer(teacher, READING, VOCAB).score(student, rows)
     assert_equal(found, teacher, student, rows)
 
 
 def test_a_recipe_s_smaller_vocabulary_counts_and_not_the_heads(teacher, student):
     rows = [Response("p", (5, 6), (7, 8, STOP), "stop", 0)]
-    found = Scorer(teacher, TEXT, 20, 0).score(student, rows)
+    found = Scorer(teacher, READING, 20).score(student, rows)
     assert_equal(found, teacher, student, rows, vocab=20)
     assert found["nll"]["p"] < naive(teacher, student, rows[0])["nll"]
 
 
 def test_the_teacher_is_at_no_distance_from_itself(teacher):
     rows = responses()
-    found = Scorer(teacher, TEXT, VOCAB, 0).score(teacher, rows)
+    found = Scorer(teacher, READING, VOCAB).score(teacher, rows)
     for metric in ("kl", "skl", "srkl"):
         assert list(found[metric].values()) == pytest.approx([0.0] * len(rows), abs=1e-6)
     assert set(found["agreement"].values()) == {1.0}
@@ -86,9 +88,9 @@ def test_the_teacher_is_at_no_distance_from_itself(teacher):
 
 def test_an_adapter_counts(teacher, student):
     rows = responses(3)
-    bare = Scorer(teacher, TEXT, VOCAB, 0).score(student, rows)
+    bare = Scorer(teacher, READING, VOCAB).score(student, rows)
     adapted = attach_adapter(student, LoraSpec(rank=4, alpha=8.0), seed=0)
-    scorer = Scorer(teacher, TEXT, VOCAB, 0)
+    scorer = Scorer(teacher, READING, VOCAB)
     fresh = scorer.score(adapted, rows)
     assert fresh["kl"] == pytest.approx(bare["kl"], abs=1e-6), "a fresh adapter changes nothing"
     with torch.no_grad():
@@ -102,7 +104,7 @@ def test_an_adapter_counts(teacher, student):
 
 def test_padding_and_company_do_not_matter(teacher, student):
     rows = responses(20, seed=3)
-    scorer, told = Scorer(teacher, TEXT, VOCAB, 0), []
+    scorer, told = Scorer(teacher, READING, VOCAB), []
     together = scorer.score(student, rows, told.append)
     assert sum(told) == len(rows)
     assert len(told) > 1, "more than one forward pass, or this test shows nothing"
@@ -116,22 +118,22 @@ def test_padding_and_company_do_not_matter(teacher, student):
 def test_tiles_of_tokens_do_not_matter(teacher, student, monkeypatch):
     rows = responses(6)
     monkeypatch.setattr("hubdistill.evaluation.divergence.TILE_BYTES", 3 * 4 * VOCAB)
-    assert_equal(Scorer(teacher, TEXT, VOCAB, 0).score(student, rows), teacher, student, rows)
+    assert_equal(Scorer(teacher, READING, VOCAB).score(student, rows), teacher, student, rows)
 
 
 def test_a_response_without_tokens_is_left_out(teacher, student):
     rows = [Response("none", (5, 6), (), "length", 0), Response("only stop", (5, 6), (STOP,), "stop", 0)]
-    found = Scorer(teacher, TEXT, VOCAB, 0).score(student, rows)
+    found = Scorer(teacher, READING, VOCAB).score(student, rows)
     assert_equal(found, teacher, student, rows[1:])
 
 
 def test_nothing_to_score_gives_every_metric_without_values(teacher, student):
-    assert Scorer(teacher, TEXT, VOCAB, 0).score(student, []) == {metric: {} for metric in METRICS}
+    assert Scorer(teacher, READING, VOCAB).score(student, []) == {metric: {} for metric in METRICS}
 
 
 def test_scoring_leaves_no_gradient_and_no_change(teacher, student):
     adapted = attach_adapter(student, LoraSpec(rank=4, alpha=8.0), seed=0)
     before = {name: value.clone() for name, value in adapted.state_dict().items()}
-    Scorer(teacher, TEXT, VOCAB, 0).score(adapted, responses(2))
+    Scorer(teacher, READING, VOCAB).score(adapted, responses(2))
     assert all(weight.grad is None for weight in adapted.parameters())
     assert all(torch.equal(value, before[name]) for name, value in adapted.state_dict().items())

@@ -172,7 +172,7 @@ def test_snippets_are_python(change):
     assert len(blocks) == 2
     for block in blocks:
         compile(block, "card", "exec")
-    assert ("chat_template" in blocks[0]) == ("chat_template_file" in change)
+    assert ("chat_template.jinja" in blocks[0]) == ("chat_template_file" in change)
     assert ("AutoProcessor" in blocks[0]) == ("pipeline_tag" in change)
 
 

@@ -160,6 +160,7 @@ def test_presets():
             p.beta,
             p.beta_end,
             p.reduction,
+            *(() if p.kinds == ("skl", "srkl") else p.kinds),
         )
         for name, p in PRESETS.items()
     }
@@ -168,6 +169,8 @@ def test_presets():
         "paper": (0.1, 0.01, 0.1, "frozen", "max", "exact", "paper", 1.0, "sequence"),
         "released": (0.1, 0.01, 0.1, "off", "max", "detached", "constant", 1.0, "sequence"),
         "cald": (0.1, 0.01, 0.1, "off", "max", "exact", "constant", 1.0, "sequence"),
+        "gkd": (0.5, 0.01, 0.1, "off", "max", "exact", "constant", 1.0, "sequence", "jsd", "jsd"),
+        "kl": (0.1, 0.01, 0.1, "off", "max", "exact", "constant", 1.0, "sequence", "kl", "kl"),
     }
 
 
@@ -185,7 +188,7 @@ def test_resolve_takes_a_spec():
         mix_grad="detached", beta="linear", beta_end=0.9, reduction="token",
     )  # fmt: skip
     with pytest.raises(ValueError, match="choose from distillm2"):
-        resolve({"preset": "gkd"})
+        resolve({"preset": "minillm"})
 
 
 @pytest.mark.parametrize("preset", [PRESET, TOKEN], ids=["sequence", "token"])

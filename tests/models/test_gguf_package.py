@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from hubdistill.errors import InputError, MissingPackageError
+from hubdistill.files import publish_folder
 from hubdistill.models import gguf_package as module
 from hubdistill.models.gguf_package import (
     LICENSE_FILE,
@@ -20,7 +21,6 @@ from hubdistill.models.gguf_package import (
     converted_folder,
     find_gguf,
     license_in_header,
-    publish_folder,
 )
 from hubdistill.models.sources import find_model
 from hubdistill.specs import ModelSpec

@@ -48,7 +48,7 @@ import json, sys
 from pathlib import Path
 from hubdistill.errors import HubdistillError
 from hubdistill.pairs.prompt_sources import check_source
-from hubdistill.pairs.prompts import load_prompts
+from hubdistill.pairs.prompts import Encoded, load_prompts
 from hubdistill.specs import PromptsSpec
 out = []
 for ask, keys in json.loads(sys.argv[1]):
@@ -58,7 +58,7 @@ for ask, keys in json.loads(sys.argv[1]):
             facts = check_source(spec, Path("."), offline=ask == "check offline")
             out.append({"commit": facts.commit, "columns": facts.columns, "rows": facts.rows, "license": facts.license})
         else:
-            train, held, report = load_prompts(spec, Path("."), lambda messages: [1])
+            train, held, report = load_prompts(spec, Path("."), lambda prompt: Encoded([1]))
             out.append({"train": [p.id for p in train], "held": [p.id for p in held], "response": train[0].response, "read": report.read})
     except HubdistillError as error:
         out.append({"error": type(error).__name__, "message": str(error)})

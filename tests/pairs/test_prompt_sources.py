@@ -16,7 +16,7 @@ import pytest
 from hubdistill.errors import InputError, MissingError
 from hubdistill.pairs.prompt_rows import Row, read_row
 from hubdistill.pairs.prompt_sources import check_source, read_rows
-from hubdistill.pairs.prompts import load_prompts
+from hubdistill.pairs.prompts import Encoded, load_prompts
 from hubdistill.specs import PromptsSpec
 
 SHARED = Path(os.environ.get("HUBDISTILL_TEST_DATA", "no data sets"))  # a folder with train/ and eval/
@@ -217,7 +217,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
 def test_a_file_that_cannot_be_used_says_why_and_what_to_do(tmp_path: Path, case: str) -> None:
     name, data, says = FILES[case]
     (tmp_path / name).write_bytes(data)
-    for step in (check_source, lambda spec, base: load_prompts(spec, base, lambda messages: [1])):
+    for step in (check_source, lambda spec, base: load_prompts(spec, base, lambda prompt: Encoded([1]))):
         if case == "blank" and step is not check_source:
             says = "0 rows give 0 usable prompts"
         with pytest.raises(InputError, match=says):
@@ -266,7 +266,7 @@ def test_check_reads_only_the_first_rows(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n' * 500 + "not JSON\n")
     assert check_source(spec("a.jsonl"), tmp_path).rows == 501
     with pytest.raises(InputError, match=r"a.jsonl:row 501: is not JSON"):
-        load_prompts(spec("a.jsonl"), tmp_path, lambda messages: [1])
+        load_prompts(spec("a.jsonl"), tmp_path, lambda prompt: Encoded([1]))
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     with (tmp_path / "a.jsonl").open("w") as stream:
         stream.writelines(json.dumps({"prompt": f"{i} {filler}"}) + "\n" for i in range(10_000))  # 20 MB of text
     tracemalloc.start()
-    load_prompts(spec("a.jsonl", count=50), tmp_path, lambda messages: [1])
+    load_prompts(spec("a.jsonl", count=50), tmp_path, lambda prompt: Encoded([1]))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5e6  # 10,000 digests and 50 prompts
@@ -293,7 +293,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 )
 def test_real_data_sets_are_read_whole(name: str, column: str, rows: int) -> None:
     _, _, report = load_prompts(
-        PromptsSpec(dataset=name, column=column, heldout=100, max_tokens=10_000), SHARED, lambda messages: [1]
+        PromptsSpec(dataset=name, column=column, heldout=100, max_tokens=10_000), SHARED, lambda prompt: Encoded([1])
     )
     assert report.read == rows
     assert report.kept_train + report.kept_heldout + report.duplicates + report.empty == rows

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from hubdistill.errors import InputError
-from hubdistill.pairs.prompts import Prompt, load_prompts, prompt_id, read_prompts, save_prompts
+from hubdistill.pairs.prompts import Encoded, Prompt, load_prompts, prompt_id, read_prompts, save_prompts
 from hubdistill.specs import PromptsSpec
 
 
-def words(messages: Sequence[Any]) -> list[int]:
+def words(prompt: Prompt) -> Encoded:
     """A stand-in tokenizer: one id a word."""
-    return [len(word) for turn in messages for word in turn["content"].split()]
+    return Encoded([len(word) for turn in prompt.messages for word in turn["content"].split()])
 
 
 def write(path: Path, rows: Sequence[Any]) -> PromptsSpec:
@@ -98,10 +98,10 @@ def test_train_and_heldout_share_no_prompt(tmp_path: Path) -> None:
 def test_only_candidates_are_encoded(tmp_path: Path) -> None:
     calls = 0
 
-    def counting(messages: Sequence[Any]) -> list[int]:
+    def counting(prompt: Prompt) -> Encoded:
         nonlocal calls
         calls += 1
-        return words(messages)
+        return words(prompt)
 
     rows = [{"prompt": f"question number {i}"} for i in range(5000)]
     load_prompts(write(tmp_path / "a.jsonl", rows), tmp_path, counting)
@@ -154,10 +154,10 @@ def test_duplicates_keep_one_response_whatever_the_order(tmp_path: Path) -> None
 def test_a_chat_template_that_refuses_names_the_row(tmp_path: Path) -> None:
     import jinja2
 
-    def encode(messages: Sequence[Any]) -> list[int]:
-        if messages[0]["content"] == "two":
+    def encode(prompt: Prompt) -> Encoded:
+        if prompt.messages[0]["content"] == "two":
             raise jinja2.exceptions.TemplateError("System role not supported")
-        return words(messages)
+        return words(prompt)
 
     spec = write(tmp_path / "a.jsonl", [{"prompt": "one"}, {"prompt": "two"}]).model_copy(update={"heldout": 0})
     with pytest.raises(InputError, match=r"a.jsonl:row 2 \(column 'prompt'\): .*System role not supported.*; remove"):
@@ -180,9 +180,9 @@ def test_saved_prompts_read_back_equal(tmp_path: Path) -> None:
     prompts = [Prompt(prompt_id(chat), chat, None), Prompt("0" * 32, ({"role": "user", "content": "a b"},), "yes")]
     path = tmp_path / "prompts" / "train.parquet"
     save_prompts(path, prompts, words)
-    assert read_prompts(path) == [replace(prompt, prompt_ids=tuple(words(prompt.messages))) for prompt in prompts]
+    assert read_prompts(path) == [replace(prompt, prompt_ids=tuple(words(prompt).teacher)) for prompt in prompts]
     table = pq.read_table(path)
-    assert table["prompt_ids"].to_pylist() == [words(prompt.messages) for prompt in prompts]
+    assert table["prompt_ids"].to_pylist() == [words(prompt).teacher for prompt in prompts]
     assert str(table.schema.field("prompt_ids").type) == "list<element: int32>"
     assert [file.name for file in path.parent.iterdir()] == ["train.parquet"]
     before = path.read_bytes()

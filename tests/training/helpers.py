@@ -9,6 +9,7 @@ import torch
 
 from hubdistill.losses.contrastive import resolve
 from hubdistill.losses.schedules import AlphaCurriculum
+from hubdistill.modalities.base import Reading
 from hubdistill.models.lora import attach_adapter, load_adapter
 from hubdistill.pairs.join import Pairs
 from hubdistill.pairs.sampling import TransformersSampler
@@ -47,7 +48,7 @@ def train(folder: Path, pairs: Pairs, *, round: int = 1, rounds: int = 2, loss: 
     preset = resolve(loss or {})
     if model is None:
         model = load_adapter(tiny.make_model(2), previous / "adapter", trainable=True) if previous else fresh_student()
-    distillation = Distillation(teacher=tiny.make_model(1, layers=3), modality=TARGET.modality, vocab=34, pad_id=0, preset=preset,
+    distillation = Distillation(teacher=tiny.make_model(1, layers=3), reading=Reading(modality=TARGET.modality, pad_id=0), vocab=34, preset=preset,
                                 position=Position(round=round, rounds=rounds), curriculum=AlphaCurriculum(preset, round=round))  # fmt: skip
     files = RoundFiles(folder=folder, previous=previous, inputs=inputs)
     report = train_round(model, pairs, distillation, settings, files, accumulation=settings.pairs_per_step // settings.micro_batch)

@@ -8,7 +8,8 @@ import torch
 from trl import SFTTrainer
 
 from hubdistill.errors import TrainingError
-from hubdistill.modalities.base import Row
+from hubdistill.modalities.base import Reading, Row
+from hubdistill.modalities.text import TEXT
 from hubdistill.specs import TrainSpec, WarmupSpec
 from hubdistill.training.warmup import WarmupFiles, warm_up
 from tests.training.helpers import adapter_of, fresh_student
@@ -28,7 +29,7 @@ def run(folder, rows, tokenizer, *, model=None, progress=None, epochs=2.0, warmu
     spec = TrainSpec(**({"pairs_per_step": 4, "micro_batch": micro_batch, "learning_rate": PEAK, "device": "cpu"} | train))
     files = WarmupFiles(folder / "checkpoints", folder / "metrics.jsonl")
     report = warm_up(model, tokenizer, rows, WarmupSpec(epochs=epochs, learning_rate=warmup_rate), spec, files,
-                     pad_id=0, accumulation=4 // micro_batch, progress=progress)  # fmt: skip
+                     reading=Reading(modality=TEXT, pad_id=0), accumulation=4 // micro_batch, progress=progress)  # fmt: skip
     metrics = [json.loads(line) for line in files.metrics.read_text().splitlines()]
     return model, report, metrics
 

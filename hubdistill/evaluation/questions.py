@@ -1,0 +1,55 @@
+"""Right answers to questions about images, by type of question, and the same without the images: what can be guessed blind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hubdistill.evaluation.vqa import answer_of, exact_match, vqa_accuracy
+from hubdistill.pairs.prompts import Prompt
+
+NO_IMAGE = ", no image"  # ends the name of a set that is asked blind
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions with answers; `max_tokens` is the longest response."""
+
+    name: str
+    prompts: tuple[Prompt, ...]
+    max_tokens: int
+
+    @property
+    def metric(self) -> str:
+        """VQA accuracy where each question has the answers of four annotators or more (of fewer, leaving one out, none
+        can be right in full), else exact match with any of its answers."""
+        return "vqa_accuracy" if all(len(prompt.answers) > 3 for prompt in self.prompts) else "exact_match"
+
+    def blind(self) -> QuestionSet:
+        """The same questions without their images."""
+        return replace(self, name=f"{self.name}{NO_IMAGE}", prompts=tuple(without_images(prompt) for prompt in self.prompts))
+
+
+# (model, subject, questions) -> prompt id -> the text of its answer
+Answer = Callable[[Any, str, QuestionSet], Mapping[str, str]]
+
+
+def without_images(prompt: Prompt) -> Prompt:
+    """The prompt as text alone, under its own id; its token ids are to be made anew."""
+    turns = [
+        turn if isinstance(turn["content"], str) else {**turn, "content": "\n".join(part["text"] for part in turn["content"] if part["type"] == "text")}
+        for turn in prompt.messages
+    ]
+    return replace(prompt, messages=tuple(turns), images=(), prompt_ids=(), student_prompt_ids=None)
+
+
+def score(questions: QuestionSet, texts: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """What was measured on (the set, and each type of question in it) -> prompt id -> score, 0 to 1."""
+    judge = vqa_accuracy if questions.metric == "vqa_accuracy" else exact_match
+    scores = {prompt.id: judge(answer_of(texts[prompt.id]), prompt.answers) for prompt in questions.prompts}
+    groups: Sequence[str] = sorted({prompt.group for prompt in questions.prompts if prompt.group is not None})
+    found = {questions.name: scores}
+    for group in groups if len(groups) > 1 else ():
+        found[f"{questions.name}, {group}"] = {prompt.id: scores[prompt.id] for prompt in questions.prompts if prompt.group == group}
+    return found

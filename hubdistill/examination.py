@@ -1,0 +1,113 @@
+"""The evaluate stage: who is measured (the student at every point of its training, the teacher), and on what."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubdistill.evaluation.heldout import HeldOut, Subject
+from hubdistill.evaluation.questions import QuestionSet
+from hubdistill.evaluation.statistics import Measurement
+from hubdistill.modalities.base import Row
+from hubdistill.pairs.prompts import Prompt, read_prompts
+from hubdistill.pairs.store import Question, Response, ResponseSet
+from hubdistill.shipped import SHIPPED
+from hubdistill.specs import EvaluationSpec, QuestionsSpec
+from hubdistill.stages import Workshop, borrowed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def question_sets(evaluate: Sequence[EvaluationSpec]) -> list[tuple[str, QuestionsSpec]]:
+    """(file name in `prompts/`, where they come from) of each set of questions that a recipe names."""
+    specs = [one.questions for one in evaluate if one.kind == "vqa" and one.questions]
+    return [(f"questions_{number}", spec) for number, spec in enumerate(specs, 1)]
+
+
+def row_finder(prompts: Sequence[Prompt]) -> Callable[[Response], Row]:
+    """Response -> its row, under the prompt as each model reads it."""
+    by_id = {prompt.id: prompt for prompt in prompts}
+
+    def row_of(response: Response) -> Row:
+        prompt = by_id[response.prompt_id]
+        return Row(prompt.prompt_ids, response.response_ids, False, prompt.student_prompt_ids, prompt.images)
+
+    return row_of
+
+
+@dataclass(frozen=True)
+class Examination:
+    """`adapters` are the student's on its way: subject -> adapter folder, None for the student without one."""
+
+    shop: Workshop
+    adapters: dict[str, Path | None]
+
+    @property
+    def folder(self) -> Path:
+        return self.shop.folder / "evaluation"
+
+    def measure(self) -> list[Measurement]:
+        """Every evaluation of the recipe, on every subject."""
+        from hubdistill.evaluation.divergence import Scorer
+
+        plan, shop = self.shop.plan, self.shop
+        prompts = read_prompts(shop.folder / "prompts" / "heldout.parquet")
+        students = shop.questions(prompts, "student")
+        subjects: list[Subject] = [HeldOutSubject(self, name, adapter, students) for name, adapter in self.adapters.items()]
+        with borrowed(shop.load_teacher) as teacher:
+            responses = shop.sample(self.folder, "teacher", "held-out", teacher, shop.questions(prompts, "teacher"))
+            scorer = Scorer(teacher, shop.reading, shop.vocab, row_finder(prompts))
+            heldout = HeldOut(scorer, shop.tokenizer, responses, subjects, self._decoding(), plan.recipe.train.seed, self._questions(prompts), self.answer)
+            return plan.target.evaluate(heldout, plan.recipe.evaluate)
+
+    def _questions(self, heldout: list[Prompt]) -> list[QuestionSet]:
+        """What the recipe's `vqa` evaluations ask; the held-out prompts that have an answer, where it names no set."""
+        evaluate = self.shop.plan.recipe.evaluate
+        names, found = iter(dict(question_sets(evaluate))), []
+        for spec in evaluate:
+            if spec.kind == "vqa" and spec.questions:
+                prompts = tuple(read_prompts(self.shop.folder / "prompts" / f"{next(names)}.parquet"))
+                found.append(QuestionSet(Path(spec.questions.dataset.removeprefix(SHIPPED)).stem, prompts, spec.max_tokens))
+            elif spec.kind == "vqa":
+                own = tuple(replace(prompt, answers=(prompt.response,)) for prompt in heldout if prompt.response)
+                found.append(QuestionSet("held-out prompts", own, spec.max_tokens))
+        return [one for one in found if one.prompts]
+
+    def answer(self, model: PreTrainedModel, subject: str, questions: QuestionSet) -> dict[str, str]:
+        """What a subject answers, greedily. Answers lie in the run directory, as all responses do."""
+        shop, who = self.shop, "teacher" if subject == "teacher" else "student"
+        prompts = [prompt if prompt.prompt_ids else shop.rendered(prompt) for prompt in questions.prompts]
+        greedy = shop.plan.recipe.sampling.model_copy(update={"temperature": 0.0, "top_p": 1.0, "max_tokens": questions.max_tokens})
+        folder = self.folder / re.sub(r"[^\w-]+", "_", questions.name) / subject
+        found = shop.sample(folder, who, questions.name, model, shop.questions(prompts, who), self.adapters.get(subject), greedy)
+        return {row.prompt_id: shop.tokenizer.decode(list(row.response_ids), skip_special_tokens=True) for row in found.rows()}
+
+    def _decoding(self) -> str:
+        sampling = self.shop.plan.recipe.sampling
+        how = "greedy" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
+        return f"{how}, at most {sampling.max_tokens} tokens"
+
+
+@dataclass(frozen=True)
+class HeldOutSubject:
+    """A student at one point of its training, with its own responses on the held-out prompts."""
+
+    examination: Examination
+    name: str
+    adapter: Path | None
+    questions: Sequence[Question]
+
+    @contextmanager
+    def opened(self) -> Iterator[PreTrainedModel]:
+        shop = self.examination.shop
+        with borrowed(lambda: shop.load_adapted(self.adapter) if self.adapter else shop.load_student()) as model:
+            yield model
+
+    def responses(self, model: PreTrainedModel) -> ResponseSet:
+        # The same noise for every subject, so that differences between them are of the models and not of the draw.
+        return self.examination.shop.sample(self.examination.folder / self.name, "student", "held-out", model, self.questions, self.adapter)

@@ -1,0 +1,119 @@
+"""Images and text: each model reads prompts through its own processor, template, image size and number of image tokens.
+
+Only response tokens are shared. An image goes through a model's vision tower once for each prompt of a batch, and its
+features serve every response to that prompt (`mm_encoder_outputs` of transformers).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hubdistill.errors import InputError
+from hubdistill.modalities.base import Inputs, Modality, Side, TokenRow, tokenizer_of
+from hubdistill.pairs.padding import padded
+
+if TYPE_CHECKING:
+    import torch
+
+    from hubdistill.models.sources import ModelFacts
+
+TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")  # Qwen-VL's and Gemma-3's marks of image tokens
+TEXT_KEYS = ("input_ids", "attention_mask", *TOKEN_TYPES)
+
+
+def load_reader(facts: ModelFacts) -> Any:
+    """The model's processor."""
+    from hubdistill.models.load import load_processor
+
+    return load_processor(facts)
+
+
+def encode_prompt(processor: Any, messages: Sequence[Mapping[str, Any]], images: Sequence[Any]) -> list[int]:
+    """Render the conversation up to where the assistant speaks, as token ids, image tokens in full number.
+
+    Raises InputError where the template refuses the messages, or writes another number of images than there are.
+    """
+    text, placeholder = rendered(processor, messages), processor.image_token
+    if (found := text.count(placeholder)) != len(images):
+        raise InputError(f"the rendered prompt has {found} image placeholders ({placeholder!r}) for {len(images)} images; take the placeholder out of the text, or choose a model whose template writes images")
+    try:
+        return list(processor(text=[text], images=[list(images)] if images else None, add_special_tokens=not _has_bos(processor, text))["input_ids"][0])
+    except (ValueError, TypeError, IndexError, KeyError) as problem:
+        raise InputError(f"{type(processor).__name__} refuses the prompt ({problem}); remove the row") from problem
+
+
+def rendered(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The conversation in the processor's chat template; every content as parts, which is all that some templates read."""
+    from jinja2.exceptions import TemplateError
+
+    parts = [dict(turn, content=[{"type": "text", "text": turn["content"]}] if isinstance(turn["content"], str) else turn["content"]) for turn in messages]
+    try:
+        return str(processor.apply_chat_template(parts, add_generation_prompt=True, tokenize=False))
+    except TemplateError as problem:
+        roles = ", ".join(turn["role"] for turn in messages)
+        raise InputError(f"the chat template of {type(processor).__name__} refuses a prompt with the roles {roles} ({problem}); use prompts that it accepts") from problem
+
+
+def _has_bos(processor: Any, text: str) -> bool:
+    bos = tokenizer_of(processor).bos_token
+    return bool(bos) and text.startswith(bos)
+
+
+def inputs(processor: Any, rows: Sequence[TokenRow], pad_id: int, side: Side, open_image: Callable[[str], Any]) -> Inputs:
+    """Padded ids, mask and marks of image tokens; and what the vision tower takes, once for each set of images."""
+    import torch
+
+    ids, mask = padded([row.ids for row in rows], pad_id, side)
+    tokens = {"input_ids": ids, "attention_mask": mask}
+    for name in TOKEN_TYPES:
+        if name in processor.model_input_names:
+            types = torch.tensor(processor.create_mm_token_type_ids(ids.tolist()))
+            tokens[name] = types * mask
+    sets = list(dict.fromkeys(row.images for row in rows if row.images))
+    pixels = tuple(pixels_of(processor, [open_image(name) for name in images]) for images in sets)
+    return Inputs(tokens, pixels, tuple(sets.index(row.images) if row.images else None for row in rows))
+
+
+def pixels_of(processor: Any, images: Sequence[Any]) -> dict[str, torch.Tensor]:
+    """What the vision tower takes for the images of one prompt. The text that goes with them is only their placeholders."""
+    found = processor(text=[processor.image_token * len(images)], images=[list(images)], return_tensors="pt")
+    return {name: value for name, value in found.items() if name not in TEXT_KEYS}
+
+
+def arguments(model: Any, inputs: Inputs) -> dict[str, Any]:
+    """Arguments of the model's forward or `generate`, with the images' features instead of their pixels.
+
+    Features stand in the order of the rows, as the image tokens do; a prompt with several rows has them several times.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else getattr(model, "module", model)
+    accepted = inspect.signature(inner.forward).parameters
+    found: dict[str, Any] = {name: value for name, value in inputs.tokens.items() if name in accepted or name not in TOKEN_TYPES}
+    rows = [i for i in inputs.image_of_row if i is not None]
+    if not rows:
+        return found
+    takes = inspect.signature(inner.get_image_features).parameters
+    features = [inner.get_image_features(**{k: v for k, v in image.items() if k in takes}, return_dict=True) for image in inputs.images]
+    found["mm_encoder_outputs"] = {"image": _joined([features[i] for i in rows])}
+    if "image_grid_thw" in accepted:  # Qwen-VL makes the positions of image tokens of it
+        found["image_grid_thw"] = _concatenated([inputs.images[i]["image_grid_thw"] for i in rows])
+    return found
+
+
+def _joined(outputs: Sequence[Any]) -> Any:
+    """The encoder outputs of several prompts as those of one batch: what the language model takes of them, in order."""
+    fields = {name: _concatenated([output[name] for output in outputs]) for name in ("pooler_output", "deepstack_features") if name in outputs[0]}
+    return type(outputs[0])(**fields)
+
+
+def _concatenated(values: Sequence[Any]) -> Any:
+    import torch
+
+    first = values[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(list(values))
+    return [part for value in values for part in value]
+
+
+VISION = Modality(name="vision", own_view=True, pipeline_tag="image-text-to-text", load_reader=load_reader, encode_prompt=encode_prompt, inputs=inputs, arguments=arguments)

@@ -1,0 +1,191 @@
+"""The vlm target from the recipe to the Hub and back, over the toy LLaVA pair; and that it is the text target for text."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hubdistill.errors import RecipeError
+from hubdistill.modalities.text import TEXT
+from hubdistill.modalities.vision import VISION
+from hubdistill.plan import make_plan
+from hubdistill.recipe import load_recipe
+from hubdistill.run import Run
+from hubdistill.rundir import RunDirectory
+from hubdistill.targets import text
+from tests import tiny, tiny_vlm
+from tests.command import hubdistill
+from tests.hub_server import HubServer
+
+ALICE = "hf_alice_write"
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The smoke recipe's run, through the command line."""
+    folder = tmp_path_factory.mktemp("vlm")
+    done = hubdistill("run", "smoke/vlm", folder=folder)
+    assert done.code == 0, done.err
+    assert "exact_match on smoke_vlm" in done.out
+    return folder / "runs" / "smoke-vlm"
+
+
+def test_the_smoke_recipe_leaves_a_whole_run(finished: Path):
+    for name in ("recipe.yaml", "plan.json", "round_1", "round_2", "metrics.jsonl", "measurements.json", "README.md", "hub", "prompts/images"):
+        assert (finished / name).exists(), name
+    rows = json.loads((finished / "measurements.json").read_text())
+    found = {(row["metric"], row["on"], row["subject"]) for row in rows}
+    for subject in ("student", "warm-up", "distilled", "teacher"):
+        assert {("exact_match", "smoke_vlm", subject), ("exact_match", "smoke_vlm, no image", subject), ("exact_match", "smoke_vlm, color", subject)} <= found
+    assert ("kl", "own responses", "distilled") in found
+    card = (finished / "README.md").read_text()
+    assert "pipeline_tag: image-text-to-text" in card
+    assert "AutoModelForImageTextToText" in card
+    assert "exact match on smoke\\_vlm, no image" in card
+
+
+def test_only_names_of_images_are_stored_beside_the_token_ids(finished: Path):
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(finished / "prompts" / "train.parquet")
+    assert table.schema.names == ["prompt_id", "messages", "prompt_ids", "response", "student_prompt_ids", "images", "answers", "group"]
+    names = {name for row in table["images"].to_pylist() for name in row}
+    assert names
+    assert names <= {path.name for path in (finished / "prompts" / "images").iterdir()}
+    for file in ("round_1/teacher", "round_1/student", "round_2/student"):
+        assert pq.read_schema(finished / f"{file}.parquet").names == ["prompt_id", "prompt_ids", "response_ids", "finish_reason", "seed"]
+
+
+def test_no_image_token_is_ever_sampled(finished: Path):
+    import pyarrow.parquet as pq
+
+    for path in [*finished.glob("round_*/*.parquet"), *finished.glob("evaluation/**/*.parquet")]:
+        assert 3 not in {token for row in pq.read_table(path)["response_ids"].to_pylist() for token in row}, path
+
+
+USER = """
+import json, sys
+code = open("snippet.py").read().replace(', device_map="auto"', "")
+exec(code)
+print(json.dumps({"answer": answer.tolist(), "processor": type(processor).__name__, "pixels": list(inputs["pixel_values"].shape)}))
+"""
+
+
+@pytest.mark.parametrize("storage", [{}, {"HF_HUB_DISABLE_XET": "1"}], ids=["xet", "lfs"])
+def test_the_adapter_comes_back_from_the_hub_and_answers_as_the_card_says(finished: Path, tmp_path: Path, storage: dict[str, str]):
+    from peft import PeftModel
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    env = {"HF_TOKEN": ALICE, **storage}
+    with HubServer() as server:
+        env |= {"HF_ENDPOINT": server.url}
+        pushed = hubdistill("push", finished, "--repo", "org/smoke", "--base-repo", "org/smoke-base", folder=tmp_path, **env)
+        assert pushed.code == 0, pushed.err
+        pulled = hubdistill("pull", "org/smoke", "--base", "org/smoke-base", folder=tmp_path, **env)
+        assert pulled.code == 0, pulled.err
+        snippet = pulled.out.split("# merged")[0].split("# transformers and PEFT")[1].split("# vLLM")[0]
+        (tmp_path / "snippet.py").write_text(snippet)
+        picture = ROOT / "recipes" / "data" / "smoke_vlm" / "red_circle.png"
+        (tmp_path / "picture.png").write_bytes(picture.read_bytes())
+        user = {"PATH": "", "HOME": str(tmp_path / "new"), "HF_HOME": str(tmp_path / "new" / "hf"), "OMP_NUM_THREADS": "1", **env}
+        done = subprocess.run([sys.executable, "-c", USER], cwd=tmp_path, env=user, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert (said["processor"], said["pixels"]) == ("LlavaProcessor", [1, 3, 24, 24])  # the student's, not the teacher's
+    # The same by hand, from the files of the run.
+    base = json.loads((finished / "location.json").read_text())["base"]
+    model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), finished / "round_2" / "adapter")
+    processor = AutoProcessor.from_pretrained(base)
+    prompt = processor(text=["<s>USER: <image>\nWhat is in the picture? ASSISTANT:"], images=[[Image.open(picture)]], add_special_tokens=False, return_tensors="pt")
+    torch.set_num_threads(1)
+    expected = model.generate(**prompt, max_new_tokens=64)[0, prompt["input_ids"].shape[1] :]
+    assert said["answer"] == expected.tolist()
+
+
+def test_a_text_batch_through_the_vision_target_is_the_text_target(tmp_path: Path, notes):
+    """The same prompts without images, the same models: the adapters of a `vlm` run and of one whose modality is text."""
+    recipe = text_recipe(tmp_path)
+    plan = make_plan(load_recipe(recipe))
+    for name, modality in (("vision", VISION), ("text", replace(TEXT, encode_prompt=VISION.encode_prompt, load_reader=VISION.load_reader))):
+        with RunDirectory(tmp_path / name, notes.stage).locked() as directory:
+            Run(replace(plan, target=replace(plan.target, modality=modality)), directory, notes).distil()
+    weights = [(tmp_path / name / "round_1" / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("vision", "text")]
+    assert weights[0] == weights[1]
+    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("vision", "text")]
+    assert len(metrics[0].splitlines()) > 3
+    assert metrics[0] == metrics[1]
+
+
+def text_recipe(folder: Path) -> Path:
+    """A recipe of text prompts over a LLaVA pair."""
+    for role, seed in (("teacher", 1), ("student", 2)):
+        model, processor = tiny_vlm.llava(seed)
+        tiny_vlm.save(folder / role, model, processor)
+    rows = [{"prompt": f"tell me about {a} {b}", "answer": f"it was {a}"} for a in ("cat", "dog", "hill") for b in ("one", "two", "three", "four")]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tiny.write_recipe(folder, target={"kind": "vlm"}, train={"rounds": 1, "pairs_per_step": 4, "micro_batch": 2, "learning_rate": 0.01, "device": "cpu"},
+                             evaluate=[], prompts={"dataset": "prompts.jsonl", "response_column": "answer", "heldout": 4, "max_tokens": 200})  # fmt: skip
+
+
+def test_a_text_model_and_a_vision_model_are_told_apart(tmp_path: Path):
+    tiny.write_recipe(tmp_path)
+    model, processor = tiny_vlm.llava()
+    tiny_vlm.save(tmp_path / "seeing", model, processor)
+    with pytest.raises(RecipeError, match=r"teacher.model: ./teacher reads no images; .*kind: text"):
+        make_plan(load_recipe(tmp_path / "tiny.yaml", ["target.kind=vlm", "student.model=./seeing"]))
+    with pytest.raises(RecipeError, match=r"student.model: ./seeing is a vision-language model; write `target: {kind: vlm}`"):
+        make_plan(load_recipe(tmp_path / "tiny.yaml", ["student.model=./seeing"]))
+
+
+def test_a_family_that_cannot_share_features_is_refused_in_the_plan(tmp_path: Path):
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text((ROOT / "recipes" / "smoke" / "vlm.yaml").read_text())
+    (tmp_path / "mllama").mkdir()  # the images of Llama-3.2-Vision come in by cross-attention
+    text_config = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 260, "cross_attention_layers": [1], "pad_token_id": 0}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_global_layers": 1, "attention_heads": 2, "image_size": 16, "patch_size": 8,
+              "vision_output_dim": 32, "intermediate_layers_indices": [0]}  # fmt: skip
+    (tmp_path / "mllama" / "config.json").write_text(json.dumps({"model_type": "mllama", "text_config": text_config, "vision_config": vision}))
+    (tmp_path / "mllama" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(RecipeError, match=r"teacher.model: MllamaForConditionalGeneration takes no image features that were computed before"):
+        make_plan(load_recipe(recipe, ["teacher.model=./mllama"]))
+
+
+@pytest.mark.parametrize(("override", "what"), [
+    ("lora.vision_tower=true", r"lora.vision_tower: has no effect, the target 'text' has none"),
+    ("prompts.image_column=image", r"prompts.image_column: has no effect, the target 'text' reads no images"),
+    ("prompts.damaged_images=skip", r"prompts.damaged_images: has no effect without image_column"),
+    ("evaluate=[{kind: vqa}]", r"evaluate\[0\]: 'vqa' asks about images"),
+])  # fmt: skip
+def test_keys_of_images_are_refused_in_a_text_recipe(tmp_path: Path, override: str, what: str):
+    tiny.write_recipe(tmp_path)
+    with pytest.raises(RecipeError, match=what):
+        load_recipe(tmp_path / "tiny.yaml", [override])
+
+
+def test_a_4_bit_vision_target_is_one_replace(tmp_path: Path, notes):
+    """A target that loads its student in 4 bit runs on images by one `replace`: all else is shared."""
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+
+    def load_4bit(facts, spec, device):
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["lm_head", "vision_tower", "multi_modal_projector"])
+        return AutoModelForImageTextToText.from_pretrained(facts.location, quantization_config=config, dtype=torch.float32, device_map={"": "cpu"}).eval()
+
+    int4 = replace(text.TARGET, name="int4", load_student=load_4bit)
+    int4_vlm = replace(int4, name="int4_vlm", modality=VISION)
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text((ROOT / "recipes" / "smoke" / "vlm.yaml").read_text())
+    plan = make_plan(load_recipe(recipe, ["train.rounds=1", "evaluate=[{kind: divergence}]", "warmup.kind=none", "sampling.max_tokens=4"]))
+    with RunDirectory(tmp_path / "run", notes.stage).locked() as directory:
+        run = Run(replace(plan, target=int4_vlm), directory, notes)
+        run.distil()
+        assert any(type(module).__name__ == "Linear4bit" for module in run.shop.load_student().modules())
+    student = json.loads((tmp_path / "run" / "measurements.json").read_text())[0]
+    assert student["n"] == 6
