@@ -223,10 +223,12 @@ class _Started:
 def _finish(current: Any) -> None:
     """After the evaluation: the record, the card, and the local repository folder."""
     from hubdistill.publication import build_local, write_record
+    from hubdistill.report import write_examples_page
 
     write_record(current.path, current.plan, current.directory.seconds(), current.results(), current.chat_template())
     current.reporter.stage("card", "started")
     build_local(current.path)
+    write_examples_page(current.path, current.plan.loaded.name)
 
 
 def _check_access(publish: Any, started: _Started) -> None:

@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING
 from hubdistill.evaluation.heldout import HeldOut, Subject
 from hubdistill.evaluation.questions import QuestionSet
 from hubdistill.evaluation.statistics import Measurement
+from hubdistill.files import write_json
 from hubdistill.modalities.base import Row
+from hubdistill.pairs.image_parts import text_of_turn
 from hubdistill.pairs.prompts import Prompt, read_prompts
-from hubdistill.pairs.store import Question, Response, ResponseSet
+from hubdistill.pairs.store import Question, Response, ResponseSet, read_responses
 from hubdistill.shipped import SHIPPED
 from hubdistill.specs import EvaluationSpec, QuestionsSpec
 from hubdistill.stages import Workshop, borrowed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+EXAMPLES = 20  # held-out prompts on the page of examples
 
 
 def question_sets(evaluate: Sequence[EvaluationSpec]) -> list[tuple[str, QuestionsSpec]]:
@@ -63,7 +68,23 @@ class Examination:
             responses = shop.sample(self.folder, "teacher", "held-out", teacher, shop.questions(prompts, "teacher"))
             scorer = Scorer(teacher, shop.reading, shop.vocab, row_finder(prompts))
             heldout = HeldOut(scorer, shop.tokenizer, responses, subjects, self._decoding(), plan.recipe.train.seed, self._questions(prompts), self.answer)
-            return plan.target.evaluate(heldout, plan.recipe.evaluate)
+            found = plan.target.evaluate(heldout, plan.recipe.evaluate)
+        self._write_examples(prompts, responses)
+        return found
+
+    def _write_examples(self, prompts: Sequence[Prompt], teacher: ResponseSet) -> None:
+        """What everyone said on the first held-out prompts, as text; report.py makes a page of it."""
+        sets = {name: read_responses(self.folder / name, "student") for name in self.adapters} | {"teacher": teacher}
+        said = {name: {row.prompt_id: self._text(row) for row in found.rows()} for name, found in sets.items() if found}
+        rows = [
+            {"prompt": text_of_turn(prompt.messages[-1]), "images": list(prompt.images), "answer": prompt.response,
+             "responses": {name: texts[prompt.id] for name, texts in said.items() if prompt.id in texts}}
+            for prompt in prompts[:EXAMPLES]
+        ]  # fmt: skip
+        write_json(self.folder / "examples.json", {"total": len(prompts), "decoding": self._decoding(), "rows": rows})
+
+    def _text(self, response: Response) -> str:
+        return str(self.shop.tokenizer.decode(list(response.response_ids), skip_special_tokens=True))
 
     def _questions(self, heldout: list[Prompt]) -> list[QuestionSet]:
         """What the recipe's `vqa` evaluations ask; the held-out prompts that have an answer, where it names no set."""
@@ -85,7 +106,7 @@ class Examination:
         greedy = shop.plan.recipe.sampling.model_copy(update={"temperature": 0.0, "top_p": 1.0, "max_tokens": questions.max_tokens})
         folder = self.folder / re.sub(r"[^\w-]+", "_", questions.name) / subject
         found = shop.sample(folder, who, questions.name, model, shop.questions(prompts, who), self.adapters.get(subject), greedy)
-        return {row.prompt_id: shop.tokenizer.decode(list(row.response_ids), skip_special_tokens=True) for row in found.rows()}
+        return {row.prompt_id: self._text(row) for row in found.rows()}
 
     def _decoding(self) -> str:
         sampling = self.shop.plan.recipe.sampling

@@ -35,6 +35,7 @@ from hubdistill.hub.failures import hub_token
 from hubdistill.hub.local_names import override_without_paths, short_names, without_paths
 from hubdistill.hub.names import CARD, CONFIG, MEASUREMENTS, RECIPE, RUN, TEMPLATE, WEIGHTS, require_repo
 from hubdistill.hub.publish import Published, check_arguments, check_push, preview, push
+from hubdistill.hub.results import QUESTIONS
 from hubdistill.hub.run_card import Place, card_facts, license_of
 from hubdistill.hub.staging import stage
 from hubdistill.models.sources import read_json
@@ -276,7 +277,7 @@ def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measureme
         "adapter": str(path / "hub"),
         "card": str(path / "README.md"),
         "time": cards.duration(sum(record["seconds"].values())),
-        "prompts": chosen[0].n if chosen else 0,
+        "prompts": next((row.n for row in chosen if row.split != QUESTIONS), 0),
         "results": [_result_line(row, by_key) for row in chosen],
         "measurements": [row.as_dict() for row in measurements],
         "repo": done.repo if done else None,

@@ -16,6 +16,7 @@ from hubdistill.modalities.text import TEXT
 from hubdistill.modalities.vision import VISION
 from hubdistill.plan import make_plan
 from hubdistill.recipe import load_recipe
+from hubdistill.report import render_examples
 from hubdistill.run import Run
 from hubdistill.rundir import RunDirectory
 from hubdistill.targets import text
@@ -49,6 +50,18 @@ def test_the_smoke_recipe_leaves_a_whole_run(finished: Path):
     assert "pipeline_tag: image-text-to-text" in card
     assert "AutoModelForImageTextToText" in card
     assert "exact match on smoke\\_vlm, no image" in card
+
+
+def test_the_page_of_examples_shows_images_and_everyone_s_words_and_runs_nothing(finished: Path):
+    page = (finished / "examples.html").read_text()
+    assert page.count("<article>") == 6
+    assert 4 < page.count("src=\"data:image/png;base64,") < 9
+    for subject in ("base", "after warm-up", "this adapter", "teacher"):
+        assert page.count(f"<dt>{subject}</dt>") == 6
+    assert "default-src 'none'" in page
+    hostile = render_examples("x", {"total": 1, "decoding": "greedy", "rows": [{"prompt": "<script>alert(1)</script>", "images": [], "answer": None, "responses": {"teacher": "<img src=x>"}}]})
+    assert "<script>" not in hostile
+    assert "<img" not in hostile
 
 
 def test_only_names_of_images_are_stored_beside_the_token_ids(finished: Path):

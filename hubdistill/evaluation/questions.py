@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hubdistill.evaluation.vqa import answer_of, exact_match, vqa_accuracy
+from hubdistill.pairs.image_parts import text_of_turn
 from hubdistill.pairs.prompts import Prompt
 
 NO_IMAGE = ", no image"  # ends the name of a set that is asked blind
@@ -37,10 +38,7 @@ Answer = Callable[[Any, str, QuestionSet], Mapping[str, str]]
 
 def without_images(prompt: Prompt) -> Prompt:
     """The prompt as text alone, under its own id; its token ids are to be made anew."""
-    turns = [
-        turn if isinstance(turn["content"], str) else {**turn, "content": "\n".join(part["text"] for part in turn["content"] if part["type"] == "text")}
-        for turn in prompt.messages
-    ]
+    turns = [{**turn, "content": text_of_turn(turn)} for turn in prompt.messages]
     return replace(prompt, messages=tuple(turns), images=(), prompt_ids=(), student_prompt_ids=None)
 
 

@@ -30,6 +30,11 @@ def text_of(parts: Sequence[Part]) -> str:
     return "\n".join(part["text"].strip() for part in parts if part["type"] == "text").strip()
 
 
+def text_of_turn(turn: Mapping[str, Any]) -> str:
+    """A turn's text, whether it has images or not."""
+    return turn["content"] if isinstance(turn["content"], str) else text_of(turn["content"])
+
+
 def marked(text: str) -> list[Part]:
     """A text with `<image>` marks as parts."""
     pieces = [piece.strip() for piece in text.split(MARK)]
@@ -46,7 +51,7 @@ def place(turns: Sequence[Mapping[str, Any]], images: int) -> list[dict[str, Any
     placed = sum(part["type"] == "image" for turn in found if not isinstance(turn["content"], str) for part in turn["content"])
     if images and not placed:
         first = next(turn for turn in found if turn["role"] == "user")
-        text = first["content"] if isinstance(first["content"], str) else text_of(first["content"])
+        text = text_of_turn(first)
         first["content"] = [{"type": "image"}] * images + ([{"type": "text", "text": text}] if text else [])
     elif placed != images:
         raise ValueError(f"has {placed} image placeholders and {images} images")
