@@ -75,8 +75,7 @@ def llava(tower: str, side: int, patch: int, vision: int, hidden: int, layers: i
                                 num_key_value_heads=hidden // 192, max_position_embeddings=4096, tie_word_embeddings=True),
         image_token_index=3, image_seq_length=(side // patch) ** 2, vision_feature_layer=-2 if clip else -1, vision_feature_select_strategy="default" if clip else "full",
     )  # fmt: skip
-    processor = toy._processor(toy.Toy(tower, side, hidden, layers, seed))
-    processor.patch_size = patch
+    processor = toy.processor(toy.Toy(tower, side, hidden, layers, seed), patch)
     torch.manual_seed(seed)
     return LlavaForConditionalGeneration(config).eval(), processor
 

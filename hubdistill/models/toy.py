@@ -58,7 +58,7 @@ def built(name: str, folder: Path) -> Path:
         try:
             toy = toy_named(name)
             _model(toy).save_pretrained(work)
-            _processor(toy).save_pretrained(work)
+            processor(toy).save_pretrained(work)
             publish_folder(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -89,18 +89,25 @@ def _model(toy: Toy) -> Any:
         return LlavaForConditionalGeneration(config)
 
 
-def _processor(toy: Toy) -> Any:
-    from transformers import AutoImageProcessor, LlavaProcessor
+def processor(toy: Toy, patch: int = 8) -> Any:
+    """The toy's LLaVA processor."""
+    from transformers import LlavaProcessor
+
+    clip = toy.tower == "clip"
+    return LlavaProcessor(image_processor=image_processor(toy), tokenizer=_tokenizer(), patch_size=patch, num_additional_image_tokens=int(clip),
+                          vision_feature_select_strategy="default" if clip else "full", chat_template=TEMPLATE)  # fmt: skip
+
+
+def image_processor(toy: Toy) -> Any:
+    """The image processor of the toy's tower, of the class that this installation has: with torchvision, or without."""
+    from transformers import AutoImageProcessor
 
     side = {"height": toy.image, "width": toy.image}
     kind = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}[toy.tower]
     crop = {"crop_size": side, "size": {"shortest_edge": toy.image}} if toy.tower == "clip" else {"size": side}
-    with tempfile.TemporaryDirectory() as folder:  # the class that this installation has: with torchvision, or without
-        (Path(folder) / "preprocessor_config.json").write_text(f'{{"image_processor_type": "{kind}"}}')
-        images = AutoImageProcessor.from_pretrained(folder, **crop)
-    clip = toy.tower == "clip"
-    return LlavaProcessor(image_processor=images, tokenizer=_tokenizer(), patch_size=8, num_additional_image_tokens=int(clip),
-                          vision_feature_select_strategy="default" if clip else "full", chat_template=TEMPLATE)  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "preprocessor_config.json").write_text(f'{{"image_processor_type": "{kind}"}}', encoding="utf-8")
+        return AutoImageProcessor.from_pretrained(folder, **crop)
 
 
 def _tokenizer() -> Any:
