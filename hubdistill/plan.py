@@ -130,6 +130,7 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False) -> Plan:
         problems.append(f"prompts.heldout: {recipe.prompts.heldout} of {prompts.rows} rows leaves nothing to train on; lower it")
     if prompts and prompts.responses is False and recipe.warmup.kind == "sft" and recipe.warmup.responses == "ground_truth":
         problems.append("warmup.responses: the first prompts have no ground-truth response; name their column in prompts.response_column, or write warmup.responses: teacher")
+    problems += [] if problems else _check_readers(target, {"teacher": teacher, "student": source})
     vocab = None if problems else _common_vocab(teacher, source, offline, problems)
     if problems:
         raise RecipeError([f"{loaded.path}: {problem}" for problem in problems])
@@ -169,6 +170,17 @@ def _check_questions(loaded: LoadedRecipe, offline: bool, problems: list[str]) -
         except HubdistillError as problem:
             problems.append(f"evaluate[{index}].questions: {problem}")
     return tuple(found)
+
+
+def _check_readers(target: Target, models: dict[str, ModelFacts]) -> list[str]:
+    """Whether models on this machine have the processor that a vision target needs; those of the Hub show when a run begins."""
+    problems = []
+    for role, facts in models.items() if target.modality.own_view else ():
+        try:
+            _ = target.modality.load_reader(facts) if facts.kind != "hub" else None
+        except HubdistillError as problem:
+            problems.append(f"{role}.model: {problem}")
+    return problems
 
 
 def _check_settings(recipe: Recipe, processes: int) -> list[str]:

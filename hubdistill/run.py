@@ -64,7 +64,7 @@ class Run:
             self._evaluate()
 
     def _begin(self) -> None:
-        _ = self.shop.device, self.shop.teacher_device  # what is not there shows now, not when all is sampled
+        _ = self.shop.device, self.shop.teacher_device, self.shop.readers  # what is not there shows now, not when all is sampled
         if problems := check_adapter(self.plan.recipe, self.plan.student):
             raise RecipeError([f"{self.plan.loaded.path}: {problem}" for problem in problems])
         write_json(self.path / "plan.json", self.plan.as_dict())  # first: it marks the directory as ours

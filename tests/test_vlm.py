@@ -171,6 +171,19 @@ def test_a_family_that_cannot_share_features_is_refused_in_the_plan(tmp_path: Pa
         make_plan(load_recipe(recipe, ["teacher.model=./mllama"]))
 
 
+def test_a_model_without_a_chat_template_or_a_processor_is_refused_in_the_plan(tmp_path: Path):
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text((ROOT / "recipes" / "smoke" / "vlm.yaml").read_text())
+    model, processor = tiny_vlm.llava()
+    processor.chat_template = None
+    tiny_vlm.save(tmp_path / "base", model, processor)
+    with pytest.raises(RecipeError, match=r"teacher.model: ./base: its processor has no chat template, .*; choose an instruction-tuned model"):
+        make_plan(load_recipe(recipe, ["teacher.model=./base"]))
+    (tmp_path / "base" / "processor_config.json").unlink()
+    with pytest.raises(RecipeError, match=r"student.model: ./base: its .*; ch"):
+        make_plan(load_recipe(recipe, ["student.model=./base"]))
+
+
 @pytest.mark.parametrize(("override", "what"), [
     ("lora.vision_tower=true", r"lora.vision_tower: has no effect, the target 'text' has none"),
     ("prompts.image_column=image", r"prompts.image_column: has no effect, the target 'text' reads no images"),
