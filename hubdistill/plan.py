@@ -174,10 +174,10 @@ def _check_questions(loaded: LoadedRecipe, offline: bool, problems: list[str]) -
 
 def _check_readers(target: Target, models: dict[str, ModelFacts]) -> list[str]:
     """Whether models on this machine have the processor that a vision target needs; those of the Hub show when a run begins."""
-    problems = []
+    problems, teacher = [], None
     for role, facts in models.items() if target.modality.own_view else ():
         try:
-            _ = target.modality.load_reader(facts) if facts.kind != "hub" else None
+            teacher = target.modality.load_reader(facts, teacher) if facts.kind != "hub" else None
         except HubdistillError as problem:
             problems.append(f"{role}.model: {problem}")
     return problems

@@ -240,13 +240,13 @@ class Run:
         self.directory.stage("evaluate", inputs, ["measurements.json"], work)
 
     def chat_template(self) -> str | None:
-        """The teacher's chat template where the student's own differs: who uses the adapter needs it."""
-        from hubdistill.models.load import load_tokenizer
+        """The chat template that the student was trained with, where its own differs or is missing: who uses the adapter needs it."""
+        from hubdistill.models.load import load_processor, load_tokenizer
 
-        if self.plan.target.modality.own_view:
-            return None
-        own = load_tokenizer(self.plan.student_source).chat_template
-        return None if own == self.shop.tokenizer.chat_template else str(self.shop.tokenizer.chat_template)
+        own_view = self.plan.target.modality.own_view
+        own = (load_processor if own_view else load_tokenizer)(self.plan.student_source).chat_template
+        used = self.shop.readers["student"].chat_template
+        return None if own == used else str(used)
 
     def measurements(self) -> list[Measurement]:
         """What the evaluation found; empty when there was nothing to evaluate."""

@@ -66,7 +66,7 @@ class Workshop:
         responses answer the same text; vision models each through a processor of their own."""
         modality, plan = self.plan.target.modality, self.plan
         teacher = modality.load_reader(plan.teacher)
-        return {"teacher": teacher, "student": modality.load_reader(plan.student_source) if modality.own_view else teacher}
+        return {"teacher": teacher, "student": modality.load_reader(plan.student_source, teacher) if modality.own_view else teacher}
 
     @property
     def tokenizer(self) -> Any:

@@ -62,7 +62,11 @@ print(json.dumps(results))
 """
 
 
-VISION = {"smoke/vlm"}  # planned in tests/test_vlm.py
+SMOKE = {"smoke/vlm"}  # planned in tests/test_vlm.py
+VISION = {
+    "vlm/tinyllava_from_llava-1.5-7b": ("llava-hf/llava-1.5-7b-hf", "bczhou/tiny-llava-v1-hf", ["lmms-lab/OK-VQA", "lmms-lab/textvqa"], 3, 32064),
+    "vlm/qwen2.5-vl-3b_from_qwen2.5-vl-7b": ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct", ["lmms-lab/textvqa"], 2, 151936),
+}  # fmt: skip
 
 
 def child_env(url: str, home: Path, **more: str) -> dict[str, str]:
@@ -88,8 +92,8 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         seed(hub)
         heads = {name: repo.refs["refs/heads/main"] for (_, name), repo in hub.state.repos.items()}
         before = len(hub.log)
-        results = command_lines(child_env(hub.url, home), home, *(["plan", name, "--json"] for name in TEXT), ["plan", TEXT[-1]])
-        found = {name: (code, json.loads(out)) for name, (code, out) in zip(TEXT, results, strict=False)}
+        results = command_lines(child_env(hub.url, home), home, *(["plan", name, "--json"] for name in [*TEXT, *VISION]), ["plan", TEXT[-1]])
+        found = {name: (code, json.loads(out)) for name, (code, out) in zip([*TEXT, *VISION], results, strict=False)}
         asked = hub.log[before:]
         cached = command_lines(child_env("http://hub.invalid", home), home, ["plan", TEXT[-1], "--offline", "--json"], cut=True)
         yield {"found": found, "text": results[-1], "cached": cached[0], "heads": heads, "log": asked}
@@ -98,7 +102,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 def test_all_text_recipes_are_planned():
     assert set(TEXT) == set(EXPECTED)
     every = {file.relative_to(REPO / "recipes").with_suffix("").as_posix() for file in (REPO / "recipes").rglob("*.yaml")}
-    assert every - VISION == {*TEXT, "quickstart"}, "a new recipe needs its plan tested here"
+    assert every - SMOKE - set(VISION) == {*TEXT, "quickstart"}, "a new recipe needs its plan tested here"
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -115,6 +119,16 @@ def test_a_text_recipe_has_a_plan(plans, name):
     assert (plan["processes"], plan["micro_batches_per_step"]) == (1, 32)
     assert plan["warnings"] == []
     assert len(plan["digest"]) == 64
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_a_vision_recipe_has_a_plan(plans, name):
+    code, plan = plans["found"][name]
+    teacher, student, questions, rounds, vocab = VISION[name]
+    assert code == 0
+    assert [plan[key]["reference"] for key in ("teacher", "student", "prompts")] == [teacher, student, "openbmb/RLAIF-V-Dataset"]
+    assert [(one["reference"], one["commit"]) for one in plan["questions"]] == [(one, plans["heads"][one]) for one in questions]
+    assert (plan["rounds"], plan["common_vocabulary"], plan["warnings"]) == (rounds, vocab, [])
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -148,7 +162,7 @@ def test_no_weights_and_no_rows_are_downloaded(plans):
 
 
 def test_the_digests_of_different_recipes_differ(plans):
-    assert len({plan["digest"] for _, plan in plans["found"].values()}) == len(EXPECTED)
+    assert len({plan["digest"] for _, plan in plans["found"].values()}) == len(EXPECTED) + len(VISION)
 
 
 def test_without_json_the_plan_is_text_and_proposes_the_run(plans):

@@ -175,10 +175,12 @@ def test_a_model_without_a_chat_template_or_a_processor_is_refused_in_the_plan(t
     recipe = tmp_path / "a.yaml"
     recipe.write_text((ROOT / "recipes" / "smoke" / "vlm.yaml").read_text())
     model, processor = tiny_vlm.llava()
+    tiny_vlm.save(tmp_path / "teaching", tiny_vlm.llava(1)[0], processor)
     processor.chat_template = None
     tiny_vlm.save(tmp_path / "base", model, processor)
     with pytest.raises(RecipeError, match=r"teacher.model: ./base: its processor has no chat template, .*; choose an instruction-tuned model"):
         make_plan(load_recipe(recipe, ["teacher.model=./base"]))
+    assert make_plan(load_recipe(recipe, ["teacher.model=./teaching", "student.model=./base"])).student.reference == "./base"
     (tmp_path / "base" / "processor_config.json").unlink()
     with pytest.raises(RecipeError, match=r"student.model: ./base: its .*; ch"):
         make_plan(load_recipe(recipe, ["student.model=./base"]))

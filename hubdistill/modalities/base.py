@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import torch
 
-    from hubdistill.models.sources import ModelFacts
-
 Side = Literal["left", "right"]
 
 
@@ -84,8 +82,8 @@ class Modality:
     name: str
     own_view: bool
     pipeline_tag: str  # the Hub's name of what such models do
-    # (facts) -> reader
-    load_reader: Callable[[ModelFacts], Any]
+    # (facts, the teacher's reader where it is the student's that is loaded) -> reader
+    load_reader: Callable[..., Any]
     # (reader, chat messages, images) -> token ids of the rendered prompt; raises InputError
     encode_prompt: Callable[[Any, Sequence[Mapping[str, Any]], Sequence[Any]], list[int]]
     # (reader, sequences, pad id, side to pad, opener of images) -> Inputs

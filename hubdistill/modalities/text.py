@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hubdistill.models.sources import ModelFacts
 
 
-def load_reader(facts: ModelFacts) -> Any:
+def load_reader(facts: ModelFacts, teacher: Any = None) -> Any:
     """The model's tokenizer."""
     from hubdistill.models.load import load_tokenizer
 

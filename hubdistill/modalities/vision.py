@@ -23,11 +23,16 @@ TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")  # Qwen-VL's and Gemma-3's
 TEXT_KEYS = ("input_ids", "attention_mask", *TOKEN_TYPES)
 
 
-def load_reader(facts: ModelFacts) -> Any:
-    """The model's processor."""
+def load_reader(facts: ModelFacts, teacher: Any = None) -> Any:
+    """The model's processor. A student's that has no chat template (TinyLLaVA's) gets the teacher's. Raises InputError."""
     from hubdistill.models.load import load_processor
 
-    return load_processor(facts)
+    processor = load_processor(facts)
+    if processor.chat_template is None and teacher is not None:
+        processor.chat_template = teacher.chat_template
+    if processor.chat_template is None:
+        raise InputError(f"{facts.reference}: its processor has no chat template, so prompts cannot be written for it (PaliGemma and other base models); choose an instruction-tuned model")
+    return processor
 
 
 def encode_prompt(processor: Any, messages: Sequence[Mapping[str, Any]], images: Sequence[Any]) -> list[int]:

@@ -81,8 +81,6 @@ def load_processor(facts: ModelFacts) -> ProcessorMixin:
     lacks = [name for name in ("image_processor", "image_token", "tokenizer") if getattr(processor, name, None) is None]
     if lacks:
         raise InputError(f"{facts.reference}: its {type(processor).__name__} has no {lacks[0]}, so it reads no images; choose a vision-language model with a processor of its own")
-    if processor.chat_template is None:
-        raise InputError(f"{facts.reference}: its processor has no chat template, so prompts cannot be written for it (PaliGemma and other base models); choose an instruction-tuned model")
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return processor

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub_server import HubServer
-from tests.recorded.seed import DATASETS, LICENSES, config, model_ids, parameters, seed
+from tests.recorded.seed import DATASETS, LICENSES, config, language_of, model_ids, parameters, seed, weight_bytes, vision_parameters
 
 # Numbers of weights as the Hub shows them for the safetensors files.
 PUBLISHED = {
@@ -29,6 +29,19 @@ PUBLISHED = {
     "google/gemma-2-9b-it": 9_241_705_984,
     "deepseek-ai/deepseek-coder-1.3b-base": 1_346_471_936,
     "deepseek-ai/deepseek-coder-6.7b-instruct": 6_740_512_768,
+    "llava-hf/llava-1.5-7b-hf": 7_063_427_072,
+    "bczhou/tiny-llava-v1-hf": 1_410_113_536,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+    "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
+}
+# Sizes of weight files as stored pages of the Hub list them, in GB (those of Qwen2.5-VL-7B of a full fine-tune): a check
+# that does not rest on memory. The last digit shown is rounded for each file.
+LISTED_GB = {"bczhou/tiny-llava-v1-hf": 4.98 + 0.661, "Qwen/Qwen2.5-VL-7B-Instruct": 4.97 + 4.99 + 4.93 + 1.69}
+VISION = {  # the numbers that model cards and the Hub give, rounded as they are there
+    "llava-hf/llava-1.5-7b-hf": 7.06e9,
+    "bczhou/tiny-llava-v1-hf": 1.41e9,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8.29e9,
+    "Qwen/Qwen2.5-VL-3B-Instruct": 3.75e9,
 }
 
 READ_BACK = """
@@ -43,7 +56,7 @@ for name in models:
     tokenizer = AutoTokenizer.from_pretrained(name)
     files = {f.rfilename: f.size for f in HfApi().model_info(name, files_metadata=True).siblings}
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-    out[name] = [AutoConfig.from_pretrained(name).vocab_size, tokenizer.decode(ids), files["model.safetensors"]]
+    out[name] = [AutoConfig.from_pretrained(name).get_text_config().vocab_size, tokenizer.decode(ids), files["model.safetensors"]]
 for name, split in datasets:
     out[name] = load_dataset(name, split=split).column_names
 print(json.dumps(out))
@@ -51,7 +64,7 @@ print(json.dumps(out))
 
 
 def test_all_are_recorded() -> None:
-    assert set(model_ids()) == set(PUBLISHED) == set(LICENSES["models"])
+    assert set(model_ids()) == set(PUBLISHED) | set(VISION) == set(LICENSES["models"])
     assert set(DATASETS) == set(LICENSES["datasets"])
 
 
@@ -60,8 +73,32 @@ def test_the_config_has_the_published_number_of_weights(model: str) -> None:
     assert parameters(config(model)) == PUBLISHED[model]
 
 
+@pytest.mark.parametrize("model", sorted(VISION))
+def test_vision_models_have_about_the_published_number_of_weights(model: str) -> None:
+    assert vision_parameters(config(model)) == pytest.approx(VISION[model], rel=0.005)
+
+
+@pytest.mark.parametrize("model", sorted(LISTED_GB))
+def test_the_weights_are_as_large_as_the_listed_files(model: str) -> None:
+    assert weight_bytes(model) / 1e9 == pytest.approx(LISTED_GB[model], abs=0.02)
+
+
+@pytest.mark.parametrize("model", sorted(model for model in model_ids() if "vision_config" in config(model)))
+def test_transformers_makes_a_model_of_that_size_of_a_nested_config(model: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    found = config(model)
+    settings = AutoConfig.for_model(found.pop("model_type"), **found)
+    with torch.device("meta"):
+        made = AutoModelForImageTextToText.from_config(settings)
+    made.tie_weights()
+    assert sum(weight.numel() for weight in made.parameters()) == PUBLISHED[model]
+
+
 def test_a_client_reads_the_seeded_hub(tmp_path: Path) -> None:
     models = ["google/gemma-2-9b-it", "deepseek-ai/deepseek-coder-1.3b-base", "Qwen/Qwen2-1.5B"]
+    models += ["llava-hf/llava-1.5-7b-hf", "Qwen/Qwen2.5-VL-3B-Instruct"]
     datasets = [[name, split] for name, (split, _) in DATASETS.items()]
     with HubServer() as hub:
         seed(hub)
@@ -80,10 +117,12 @@ def test_a_client_reads_the_seeded_hub(tmp_path: Path) -> None:
     for name in models:
         bytes_each = 4 if config(name)["torch_dtype"] == "float32" else 2
         assert out[name] == [
-            config(name)["vocab_size"],
+            language_of(config(name))["vocab_size"],
             "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n",
             PUBLISHED[name] * bytes_each,
         ]
     assert "messages" in out["HuggingFaceH4/ultrachat_200k"]
     assert {"query", "response"} <= set(out["meta-math/MetaMathQA"])
     assert out["nickrosh/Evol-Instruct-Code-80k-v1"] == ["instruction", "output"]
+    assert {"image", "question"} <= set(out["openbmb/RLAIF-V-Dataset"])
+    assert {"image", "question", "answers"} <= set(out["lmms-lab/OK-VQA"]) & set(out["lmms-lab/textvqa"])

@@ -15,6 +15,7 @@ from tests.recorded.seed import DATASETS, model_ids
 REPO = Path(__file__).parents[2]
 FILES = sorted((REPO / "recipes").rglob("*.yaml"))
 TEXT = [file for file in FILES if file.parent.name == "text"]
+VLM = [file for file in FILES if file.parent.name == "vlm"]
 PAPER = {  # recipe -> (student, teacher, data set, rounds): Tables 2-4, C.1 and Table 11
     "qwen2-1.5b_from_qwen2-7b": ("Qwen/Qwen2-1.5B", "Qwen/Qwen2-7B-Instruct", "HuggingFaceH4/ultrachat_200k", 3),
     "danube2-1.8b_from_mistral-7b": ("h2oai/h2o-danube2-1.8b-base", "mistralai/Mistral-7B-Instruct-v0.2", "HuggingFaceH4/ultrachat_200k", 3),
@@ -58,7 +59,7 @@ def test_text_recipes_keep_the_hyper_parameters_of_the_paper(file: Path) -> None
     assert recipe.lora.modules is None  # all linear layers of attention and MLP
 
 
-@pytest.mark.parametrize("file", TEXT, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*TEXT, *VLM], ids=lambda file: file.stem)
 def test_the_publish_block_shown_in_the_comment_works(file: Path) -> None:
     line = next(line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# publish:"))
     value = line.removeprefix("# publish:").strip().replace("YOUR-NAME", "me")
@@ -69,10 +70,19 @@ def test_the_publish_block_shown_in_the_comment_works(file: Path) -> None:
 
 
 def test_every_model_and_data_set_is_recorded() -> None:
-    recipes = [recipe_of(file) for file in TEXT]
+    recipes = [recipe_of(file) for file in [*TEXT, *VLM]]
     assert {spec.model for recipe in recipes for spec in (recipe.teacher, recipe.student)} == set(model_ids())
-    assert {recipe.prompts.dataset for recipe in recipes} == set(DATASETS)
-    assert all(DATASETS[recipe.prompts.dataset][0] == recipe.prompts.split for recipe in recipes)
+    sources = [recipe.prompts for recipe in recipes] + [one.questions for recipe in recipes for one in recipe.evaluate if one.questions]
+    assert {source.dataset for source in sources} == set(DATASETS)
+    assert all(DATASETS[source.dataset][0] == source.split for source in sources)
+
+
+def test_the_paper_s_vision_pair_keeps_its_hyper_parameters() -> None:
+    recipe = recipe_of(REPO / "recipes" / "vlm" / "tinyllava_from_llava-1.5-7b.yaml")
+    assert (recipe.student.model, recipe.teacher.model, recipe.prompts.dataset) == ("bczhou/tiny-llava-v1-hf", "llava-hf/llava-1.5-7b-hf", "openbmb/RLAIF-V-Dataset")
+    assert (recipe.lora.rank, recipe.train.learning_rate, recipe.train.pairs_per_step, recipe.loss.alpha) == (16, 5e-5, 128, 0.1)
+    assert (recipe.sampling.temperature, recipe.sampling.top_p) == (0.8, 0.95)
+    assert [one.questions.dataset for one in recipe.evaluate if one.questions] == ["lmms-lab/OK-VQA", "lmms-lab/textvqa"]
 
 
 def test_a_wheel_has_them_inside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
