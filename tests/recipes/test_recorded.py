@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub_server import HubServer
-from tests.recorded.seed import DATASETS, LICENSES, config, language_of, model_ids, parameters, seed, weight_bytes, vision_parameters
+from tests.recorded.seed import DATASETS, LICENSES, config, language_of, model_ids, parameters, seed
 
 # Numbers of weights as the Hub shows them for the safetensors files.
 PUBLISHED = {
@@ -34,15 +34,6 @@ PUBLISHED = {
     "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
     "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
 }
-# Sizes of weight files as stored pages of the Hub list them, in GB (those of Qwen2.5-VL-7B of a full fine-tune): a check
-# that does not rest on memory. The last digit shown is rounded for each file.
-LISTED_GB = {"bczhou/tiny-llava-v1-hf": 4.98 + 0.661, "Qwen/Qwen2.5-VL-7B-Instruct": 4.97 + 4.99 + 4.93 + 1.69}
-VISION = {  # the numbers that model cards and the Hub give, rounded as they are there
-    "llava-hf/llava-1.5-7b-hf": 7.06e9,
-    "bczhou/tiny-llava-v1-hf": 1.41e9,
-    "Qwen/Qwen2.5-VL-7B-Instruct": 8.29e9,
-    "Qwen/Qwen2.5-VL-3B-Instruct": 3.75e9,
-}
 
 READ_BACK = """
 import json, sys
@@ -64,36 +55,13 @@ print(json.dumps(out))
 
 
 def test_all_are_recorded() -> None:
-    assert set(model_ids()) == set(PUBLISHED) | set(VISION) == set(LICENSES["models"])
+    assert set(model_ids()) == set(PUBLISHED) == set(LICENSES["models"])
     assert set(DATASETS) == set(LICENSES["datasets"])
 
 
 @pytest.mark.parametrize("model", sorted(PUBLISHED))
 def test_the_config_has_the_published_number_of_weights(model: str) -> None:
     assert parameters(config(model)) == PUBLISHED[model]
-
-
-@pytest.mark.parametrize("model", sorted(VISION))
-def test_vision_models_have_about_the_published_number_of_weights(model: str) -> None:
-    assert vision_parameters(config(model)) == pytest.approx(VISION[model], rel=0.005)
-
-
-@pytest.mark.parametrize("model", sorted(LISTED_GB))
-def test_the_weights_are_as_large_as_the_listed_files(model: str) -> None:
-    assert weight_bytes(model) / 1e9 == pytest.approx(LISTED_GB[model], abs=0.02)
-
-
-@pytest.mark.parametrize("model", sorted(model for model in model_ids() if "vision_config" in config(model)))
-def test_transformers_makes_a_model_of_that_size_of_a_nested_config(model: str) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    found = config(model)
-    settings = AutoConfig.for_model(found.pop("model_type"), **found)
-    with torch.device("meta"):
-        made = AutoModelForImageTextToText.from_config(settings)
-    made.tie_weights()
-    assert sum(weight.numel() for weight in made.parameters()) == PUBLISHED[model]
 
 
 def test_a_client_reads_the_seeded_hub(tmp_path: Path) -> None:

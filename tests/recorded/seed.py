@@ -105,7 +105,7 @@ def _qwen_vision_parameters(vision: dict[str, Any]) -> int:
 def weight_bytes(model: str) -> int:
     """Size of the weights of `model` in its own number format."""
     spec = config(model)
-    return (vision_parameters if "vision_config" in spec else parameters)(spec) * BYTES_PER_VALUE[spec["torch_dtype"]]
+    return parameters(spec) * BYTES_PER_VALUE[spec["torch_dtype"]]
 
 
 def seed(hub: HubServer) -> None:
@@ -192,15 +192,6 @@ def _code(index: int) -> dict[str, Any]:
         "instruction": f"Write a Python function that adds {index}.",
         "output": f"def add(x):\n    return x + {index}",
     }
-
-
-def _picture(index: int) -> dict[str, Any]:
-    """Real column names; the images are left out, a plan reads none."""
-    return {"question": f"What is number {index}?", "image": None, "chosen": "A cat.", "rejected": "A dog."}
-
-
-def _vqa(index: int) -> dict[str, Any]:
-    return {"question": f"What is number {index}?", "image": None, "answers": ["a cat"] * 10}
 
 
 def _preference(index: int) -> dict[str, Any]:
