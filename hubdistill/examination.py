@@ -89,11 +89,13 @@ class Examination:
     def _questions(self, heldout: list[Prompt]) -> list[QuestionSet]:
         """What the recipe's `vqa` evaluations ask; the held-out prompts that have an answer, where it names no set."""
         evaluate = self.shop.plan.recipe.evaluate
-        names, found = iter(dict(question_sets(evaluate))), []
+        names, found = iter(dict(question_sets(evaluate))), list[QuestionSet]()
         for spec in evaluate:
             if spec.kind == "vqa" and spec.questions:
-                prompts = tuple(read_prompts(self.shop.folder / "prompts" / f"{next(names)}.parquet"))
-                found.append(QuestionSet(Path(spec.questions.dataset.removeprefix(SHIPPED)).stem, prompts, spec.max_tokens))
+                file, name = next(names), Path(spec.questions.dataset.removeprefix(SHIPPED)).stem
+                taken = name in [one.name for one in found]  # two files may have one name, or one file two instructions
+                prompts = tuple(read_prompts(self.shop.folder / "prompts" / f"{file}.parquet"))
+                found.append(QuestionSet(f"{name} ({file})" if taken else name, prompts, spec.max_tokens))
             elif spec.kind == "vqa":
                 own = tuple(replace(prompt, answers=(prompt.response,)) for prompt in heldout if prompt.response)
                 found.append(QuestionSet("held-out prompts", own, spec.max_tokens))

@@ -73,13 +73,13 @@ def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: 
 
 def _public_names(plan: Plan) -> dict[str, str]:
     models = [(facts.reference, facts.location) for facts in (plan.teacher, plan.student_source) if facts.kind == "local"]
-    data = [plan.prompts.reference] if plan.prompts.kind == "local" and not plan.prompts.reference.startswith(SHIPPED) else []
+    data = [facts.reference for facts in (plan.prompts, *plan.questions) if facts.kind == "local" and not facts.reference.startswith(SHIPPED)]
     return short_names(models, data)
 
 
 def files_of_this_machine(plan: Plan) -> list[str]:
     """What the recipe names that only this machine has; without it nobody else can run the recipe as it is."""
-    sources = (plan.teacher, plan.student_source, plan.prompts)
+    sources: list[Any] = [plan.teacher, plan.student_source, plan.prompts, *plan.questions]
     return sorted({facts.reference for facts in sources if facts.kind == "local" and not facts.reference.startswith(SHIPPED)})
 
 
@@ -87,9 +87,14 @@ def pinned_recipe(plan: Plan) -> str:
     """The recipe with all values spelled out, every Hub revision pinned and no path of this machine; without `publish`, so that who reruns it pushes nothing."""
     recipe, names = plan.recipe, _public_names(plan)
     pins = {}
+
+    def pinned(spec: Any, key: str, facts: Any) -> Any:
+        return spec.model_copy(update={"revision": facts.commit} if facts.kind == "hub" else {key: names.get(facts.reference, facts.reference)})
+
     for name, key, facts in (("teacher", "model", plan.teacher), ("student", "model", plan.student_source), ("prompts", "dataset", plan.prompts)):
-        change = {"revision": facts.commit} if facts.kind == "hub" else {key: names.get(facts.reference, facts.reference)}
-        pins[name] = getattr(recipe, name).model_copy(update=change)
+        pins[name] = pinned(getattr(recipe, name), key, facts)
+    sets = iter(plan.questions)
+    pins["evaluate"] = tuple(one.model_copy(update={"questions": pinned(one.questions, "dataset", next(sets))}) if one.questions else one for one in recipe.evaluate)
     header = f"# Made by hubdistill {__version__} from the recipe '{plan.loaded.name}': every default spelled out, every revision pinned.\n"
     return header + dump_resolved(recipe.model_copy(update={**pins, "publish": None}))
 

@@ -128,7 +128,15 @@ def test_a_vision_recipe_has_a_plan(plans, name):
     assert code == 0
     assert [plan[key]["reference"] for key in ("teacher", "student", "prompts")] == [teacher, student, "openbmb/RLAIF-V-Dataset"]
     assert [(one["reference"], one["commit"]) for one in plan["questions"]] == [(one, plans["heads"][one]) for one in questions]
+    assert all({"question", "image"} <= set(one["columns"]) for one in [plan["prompts"], *plan["questions"]])
     assert (plan["rounds"], plan["common_vocabulary"], plan["warnings"]) == (rounds, vocab, [])
+    count = plan["recipe"]["prompts"]["count"]
+    assert (plan["prompts_at_most"], plan["steps_per_round_at_most"]) == (count, math.ceil(count / 128))
+    assert (plan["beta"][0]["first"], plan["beta"][-1]["last"]) == (0.5, 1.0)  # beta_0 of Table 11, and its ramp
+    for key, model in (("teacher", teacher), ("student", student)):
+        recorded = config(model)
+        assert plan[key]["license"] == LICENSES["models"][model]
+        assert plan[key]["config"]["vocab_size"] == recorded.get("text_config", recorded)["vocab_size"]
 
 
 @pytest.mark.parametrize("name", EXPECTED)

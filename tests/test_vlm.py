@@ -15,6 +15,7 @@ from hubdistill.errors import RecipeError
 from hubdistill.modalities.text import TEXT
 from hubdistill.modalities.vision import VISION
 from hubdistill.plan import make_plan
+from hubdistill.publication import files_of_this_machine, pinned_recipe, write_record
 from hubdistill.recipe import load_recipe
 from hubdistill.report import render_examples
 from hubdistill.run import Run
@@ -156,6 +157,34 @@ def test_a_text_model_and_a_vision_model_are_told_apart(tmp_path: Path):
         make_plan(load_recipe(tmp_path / "tiny.yaml", ["target.kind=vlm", "student.model=./seeing"]))
     with pytest.raises(RecipeError, match=r"student.model: ./seeing is a vision-language model; write `target: {kind: vlm}`"):
         make_plan(load_recipe(tmp_path / "tiny.yaml", ["student.model=./seeing"]))
+
+
+def test_a_pruned_vision_student_keeps_its_processor(tmp_path: Path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from hubdistill.models.pruned import build_pruned
+
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text((ROOT / "recipes" / "smoke" / "vlm.yaml").read_text())
+    plan = make_plan(load_recipe(recipe, ["student.model=toy:llava", "student.layers=2"]))
+    folder = build_pruned(plan.student_source, plan.student, 2)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    assert len(model.get_decoder().layers) == plan.student.text_config["num_hidden_layers"] == 2
+    assert AutoProcessor.from_pretrained(folder).chat_template == AutoProcessor.from_pretrained(plan.student_source.location).chat_template
+
+
+def test_what_is_published_of_question_sets_is_pinned_and_names_no_path(tmp_path: Path):
+    (tmp_path / "secret_place").mkdir()
+    (tmp_path / "secret_place" / "asked.jsonl").write_text('{"question": "what?", "answer": "this", "image": null}\n')
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text((ROOT / "recipes" / "smoke" / "vlm.yaml").read_text())
+    asked = str(tmp_path / "secret_place" / "asked.jsonl")
+    plan = make_plan(load_recipe(recipe, [f"evaluate=[{{kind: vqa, questions: {{dataset: {asked}, column: question, image_column: image, response_column: answer}}}}]"]))
+    assert "secret_place" not in pinned_recipe(plan)
+    assert "dataset: asked.jsonl" in pinned_recipe(plan)
+    write_record(tmp_path, plan, {}, {}, None)
+    assert "secret_place" not in (tmp_path / "run.json").read_text()
+    assert asked in files_of_this_machine(plan)
 
 
 def test_a_family_that_cannot_share_features_is_refused_in_the_plan(tmp_path: Path):

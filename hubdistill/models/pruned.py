@@ -47,8 +47,10 @@ def pruned_facts(facts: ModelFacts, layers: int | tuple[int, ...]) -> ModelFacts
     kept = kept_layers(layers, depth)
     digest = hashlib.sha256(json.dumps([facts.location, facts.commit, kept]).encode()).hexdigest()[:40]
     folder = cache_root() / "pruned" / digest[:24]
+    depth_of = {"num_hidden_layers": len(kept)}
+    nested = {"text_config": facts.text_config | depth_of} if "text_config" in facts.config else depth_of
     return replace(facts, reference=f"{facts.reference} (layers {', '.join(map(str, kept))})", kind="pruned", location=str(folder),
-                   commit=digest, config=facts.config | {"num_hidden_layers": len(kept)})  # fmt: skip
+                   commit=digest, config=facts.config | nested)  # fmt: skip
 
 
 def build_pruned(source: ModelFacts, pruned: ModelFacts, layers: int | tuple[int, ...]) -> Path:
@@ -69,7 +71,7 @@ def build_pruned(source: ModelFacts, pruned: ModelFacts, layers: int | tuple[int
 def _prune(source: ModelFacts, kept: tuple[int, ...], target: Path) -> None:
     import torch
 
-    from hubdistill.models.load import load_tokenizer, read_weights
+    from hubdistill.models.load import load_processor, load_tokenizer, read_weights
 
     model: Any = read_weights(source, "auto")
     decoder = model.get_decoder()
@@ -79,7 +81,7 @@ def _prune(source: ModelFacts, kept: tuple[int, ...], target: Path) -> None:
     shorten_config(model.config.get_text_config(), kept)
     model.config._name_or_path = ""
     model.save_pretrained(target)
-    load_tokenizer(source).save_pretrained(target)
+    (load_processor if source.has_vision else load_tokenizer)(source).save_pretrained(target)
     origin = {"made_from": source.reference, "commit": source.commit, "kept_layers": list(kept)}
     (target / ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
 

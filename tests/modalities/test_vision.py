@@ -161,6 +161,9 @@ def test_batches_are_sampled_as_single_prompts_are(family):
         expected = model.generate(**inputs, max_new_tokens=6, do_sample=False, suppress_tokens=list(processor.image_token_ids), eos_token_id=2, pad_token_id=0)
         ids = expected[0, width:].tolist()
         assert found[name].response_ids == tuple(ids[: ids.index(2) + 1] if 2 in ids else ids)
+    # Without images after images: Qwen-VL keeps what it knew of the positions of the last ones.
+    (alone,) = (answer for batch in sampler.sample([one for one in questions if not one.images], SamplingSpec(temperature=0, max_tokens=6), lambda _: 0) for answer in batch)
+    assert alone == found["none"]
 
 
 def test_two_processors_with_unlike_image_tokens_meet_on_the_response():

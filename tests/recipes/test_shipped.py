@@ -82,6 +82,9 @@ def test_the_paper_s_vision_pair_keeps_its_hyper_parameters() -> None:
     assert (recipe.student.model, recipe.teacher.model, recipe.prompts.dataset) == ("bczhou/tiny-llava-v1-hf", "llava-hf/llava-1.5-7b-hf", "openbmb/RLAIF-V-Dataset")
     assert (recipe.lora.rank, recipe.train.learning_rate, recipe.train.pairs_per_step, recipe.loss.alpha) == (16, 5e-5, 128, 0.1)
     assert (recipe.sampling.temperature, recipe.sampling.top_p) == (0.8, 0.95)
+    assert recipe.prompts.count is not None
+    assert recipe.prompts.count + recipe.prompts.heldout == 83_132  # all of them
+    assert recipe.prompts.max_tokens + recipe.sampling.max_tokens <= 2048  # TinyLlama's positions, which its config does not state
     assert [one.questions.dataset for one in recipe.evaluate if one.questions] == ["lmms-lab/OK-VQA", "lmms-lab/textvqa"]
 
 
