@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hubdistill.errors import RecipeError
+from hubdistill.errors import InputError, RecipeError
 from hubdistill.modalities.text import TEXT
 from hubdistill.modalities.vision import VISION
 from hubdistill.plan import make_plan
@@ -207,12 +207,37 @@ def test_a_model_without_a_chat_template_or_a_processor_is_refused_in_the_plan(t
     tiny_vlm.save(tmp_path / "teaching", tiny_vlm.llava(1)[0], processor)
     processor.chat_template = None
     tiny_vlm.save(tmp_path / "base", model, processor)
-    with pytest.raises(RecipeError, match=r"teacher.model: ./base: its processor has no chat template, .*; choose an instruction-tuned model"):
+    with pytest.raises(RecipeError, match=r"teacher.model: ./base: its processor has no chat template that writes images, .*; choose an instruction-tuned model"):
         make_plan(load_recipe(recipe, ["teacher.model=./base"]))
     assert make_plan(load_recipe(recipe, ["teacher.model=./teaching", "student.model=./base"])).student.reference == "./base"
     (tmp_path / "base" / "processor_config.json").unlink()
     with pytest.raises(RecipeError, match=r"student.model: ./base: its .*; ch"):
         make_plan(load_recipe(recipe, ["student.model=./base"]))
+
+
+def test_an_old_llava_repository_is_read_with_what_its_config_says(tmp_path: Path):
+    """TinyLLaVA's: no processor_config.json, and the chat template of its language model, which knows no images."""
+    from hubdistill.models.sources import find_model
+    from hubdistill.specs import ModelSpec
+
+    model, processor = tiny_vlm.llava()
+    tiny_vlm.save(tmp_path / "teacher", model, processor)
+    words = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token }}{% endfor %}"
+    old = tiny_vlm.save(tmp_path / "old", model, processor)
+    settings = json.loads((old / "processor_config.json").read_text())
+    (old / "preprocessor_config.json").write_text(json.dumps(settings["image_processor"]))
+    (old / "processor_config.json").unlink()
+    (old / "chat_template.jinja").write_text(words)
+    facts = {name: find_model(ModelSpec(model=f"./{name}"), tmp_path) for name in ("teacher", "old")}
+    teacher = VISION.load_reader(facts["teacher"])
+    student = VISION.load_reader(facts["old"], teacher)
+    assert student.chat_template == teacher.chat_template != words
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
+    ids = [VISION.encode_prompt(one, messages, [tiny_vlm.picture(0)]) for one in (teacher, student)]
+    assert ids[0] == ids[1]
+    assert ids[1].count(3) == 16
+    with pytest.raises(InputError, match="no chat template that writes images"):
+        VISION.load_reader(facts["old"])
 
 
 @pytest.mark.parametrize(("override", "what"), [

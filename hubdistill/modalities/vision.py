@@ -24,15 +24,25 @@ TEXT_KEYS = ("input_ids", "attention_mask", *TOKEN_TYPES)
 
 
 def load_reader(facts: ModelFacts, teacher: Any = None) -> Any:
-    """The model's processor. A student's that has no chat template (TinyLLaVA's) gets the teacher's. Raises InputError."""
+    """The model's processor. A student's without a chat template that writes images (TinyLLaVA has its language model's)
+    gets the teacher's. Raises InputError."""
     from hubdistill.models.load import load_processor
 
     processor = load_processor(facts)
-    if processor.chat_template is None and teacher is not None:
+    if not writes_images(processor) and teacher is not None:
         processor.chat_template = teacher.chat_template
-    if processor.chat_template is None:
-        raise InputError(f"{facts.reference}: its processor has no chat template, so prompts cannot be written for it (PaliGemma and other base models); choose an instruction-tuned model")
+    if not writes_images(processor):
+        raise InputError(f"{facts.reference}: its processor has no chat template that writes images, so prompts cannot be written for it (PaliGemma and other base models); choose an instruction-tuned model")
     return processor
+
+
+def writes_images(processor: Any) -> bool:
+    """Whether the chat template puts one placeholder for one image."""
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
+    try:
+        return processor.chat_template is not None and rendered(processor, asked).count(processor.image_token) == 1
+    except (InputError, TypeError, ValueError):  # what a template for text makes of parts
+        return False
 
 
 def encode_prompt(processor: Any, messages: Sequence[Mapping[str, Any]], images: Sequence[Any]) -> list[int]:

@@ -83,7 +83,18 @@ def load_processor(facts: ModelFacts) -> ProcessorMixin:
         raise InputError(f"{facts.reference}: its {type(processor).__name__} has no {lacks[0]}, so it reads no images; choose a vision-language model with a processor of its own")
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    if getattr(processor, "patch_size", 0) is None:
+        _complete(processor, facts.config)
     return processor
+
+
+def _complete(processor: Any, config: dict[str, Any]) -> None:
+    """What a LLaVA repository from before transformers 4.46 leaves out of its processor, from the model's config: the
+    processor needs it to know how many tokens an image takes."""
+    tower = config["vision_config"]
+    processor.patch_size = tower.get("patch_size")
+    processor.vision_feature_select_strategy = config.get("vision_feature_select_strategy", "default")
+    processor.num_additional_image_tokens = int(tower.get("model_type") == "clip_vision_model")  # the class token
 
 
 def load_tokenizer(facts: ModelFacts, *, offline: bool = False) -> PreTrainedTokenizerBase:
