@@ -18,7 +18,7 @@ from typing import Any
 
 from hubdistill import __version__
 from hubdistill.errors import HubdistillError, InputError, MissingError
-from hubdistill.evaluation.questions import NO_IMAGE
+from hubdistill.evaluation.questions import OF_TYPE
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.files import write_atomically, write_json
 from hubdistill.hub import card as cards
@@ -272,7 +272,7 @@ def preview_text(path: Path, repo: str, *, base_repo: str | None, private: bool,
 
 def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measurement, ...], done: Published | None) -> dict[str, Any]:
     """What `run` ends with, as data."""
-    chosen = [row for row in measurements if row.subject == "distilled" and row.metric in SHOWN and row.on.count(",") <= row.on.endswith(NO_IMAGE)]
+    chosen = [row for row in measurements if row.subject == "distilled" and row.metric in SHOWN and OF_TYPE not in row.on]
     by_key = {(row.metric, row.on, row.subject): row for row in measurements}
     base_missing = not _location(path)[1]
     name = record["name"].replace("/", "-")

@@ -21,6 +21,7 @@ def write_examples_page(run: Path, name: str) -> Path | None:
     """Write `examples.html` of a run directory; None where nothing was evaluated."""
     source = run / EXAMPLES
     if not source.is_file():
+        (run / PAGE).unlink(missing_ok=True)
         return None
     found = json.loads(source.read_text(encoding="utf-8"))
     rows = [{**row, "images": [_inline(run / "prompts" / "images" / image) for image in row["images"]]} for row in found["rows"]]

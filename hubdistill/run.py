@@ -84,7 +84,8 @@ class Run:
             train, heldout, report = load_prompts(recipe.prompts, base, shop.encode, recipe.train.seed, shop.images)
             saved = {"train": train, "heldout": heldout}
             for name, spec in question_sets(recipe.evaluate):
-                saved[name] = load_prompts(spec, base, shop.encode, recipe.train.seed, shop.images)[0]
+                saved[name], _, asked = load_prompts(spec, base, shop.encode, recipe.train.seed, shop.store(spec.image_pixels))
+                self.reporter.note(f"{spec.dataset}: " + "; ".join(asked.lines()).replace("training prompts, 0 held out", "questions"))
             for name, prompts in saved.items():
                 save_prompts(folder / f"{name}.parquet", prompts, shop.encode)
             shop.images.keep_only(name for prompts in saved.values() for prompt in prompts for name in prompt.images)
@@ -183,7 +184,7 @@ class Run:
             answers = list(self._responses("round_1", "teacher").rows())
             rows = [row_of(answer) for answer in answers if len(answer.response_ids) > 1]
             return rows, {"empty": len(answers) - len(rows), "cut": sum(r.finish_reason == "length" for r in answers)}
-        return ground_truth_rows(prompts, self.shop.tokenizer, self.shop.end_id, self.shop.vocab, self.plan.recipe.sampling.max_tokens)
+        return ground_truth_rows(prompts, self.shop.tokenizer, self.shop.end_id, self.shop.vocab, self.plan.recipe.sampling.max_tokens, self.shop.media_ids)
 
     def _responses(self, folder: str, who: str) -> ResponseSet:
         found = read_responses(self.path / folder, who)
@@ -194,7 +195,7 @@ class Run:
         from hubdistill.training.rounds import RoundFiles
 
         name = f"round_{number}"
-        inputs = [self.directory.digests[f"round_{self._teacher_round(number)}-teacher"], self.directory.digests[f"{name}-student"],
+        inputs = [self.directory.digests["prompts"], self.directory.digests[f"round_{self._teacher_round(number)}-teacher"], self.directory.digests[f"{name}-student"],
                   self.directory.digests["warmup" if number == 1 else f"round_{number - 1}-train"], self._model("teacher"), self._model("student"),
                   self.plan.vocab, asdict(self.plan.preset), self._optimisation(), number, __version__]  # fmt: skip
         files = RoundFiles(folder=self.path / name, previous=self.path / f"round_{number - 1}" if number > 1 else None, inputs=digest_of([inputs, self.plan.recipe.train.micro_batch]))
@@ -232,6 +233,7 @@ class Run:
             adapters = {"student": None, "warm-up": self._adapter(0), "distilled": self._adapter(plan.recipe.train.rounds)}
             if plan.recipe.warmup.kind == "none":
                 del adapters["warm-up"]
+            (self.path / "evaluation" / "examples.json").unlink(missing_ok=True)  # of an earlier recipe
             rows = Examination(self.shop, adapters).measure() if plan.recipe.evaluate and self._read("heldout") else []
             write_json(self.path / "measurements.json", [row.as_dict() for row in rows])
             return {"measurements": len(rows)}

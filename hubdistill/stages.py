@@ -13,7 +13,7 @@ import torch
 
 from hubdistill.errors import InputError
 from hubdistill.files import folder_sha256
-from hubdistill.modalities.base import Reading, TokenRow, tokenizer_of
+from hubdistill.modalities.base import Reading, TokenRow, media_ids, tokenizer_of
 from hubdistill.models.load import end_of_turn, generation_stops, load_tokenizer, pick_device, template_hash
 from hubdistill.models.lora import attach_adapter, load_adapter
 from hubdistill.models.pruned import build_pruned
@@ -79,7 +79,11 @@ class Workshop:
 
     @property
     def images(self) -> ImageStore:
-        return ImageStore(self.folder / "prompts" / "images", self.plan.recipe.prompts.image_pixels)
+        return self.store(self.plan.recipe.prompts.image_pixels)
+
+    def store(self, pixels: int) -> ImageStore:
+        """Where images are kept; new ones are scaled down to `pixels`."""
+        return ImageStore(self.folder / "prompts" / "images", pixels)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """Token ids of a prompt, as each model reads it. Raises InputError."""
@@ -137,9 +141,9 @@ class Workshop:
         return pad if pad is not None and pad < self.vocab else self.stop_ids[0]
 
     @cached_property
-    def image_ids(self) -> tuple[int, ...]:
-        """Ids that stand for an image in the prompt of either model; in a response they would ask for one."""
-        return tuple(sorted({i for reader in self.readers.values() for i in getattr(reader, "image_token_ids", ()) if i is not None}))
+    def media_ids(self) -> tuple[int, ...]:
+        """Ids that stand for an image, a video or a sound in the prompt of either model; in a response they would ask for one."""
+        return tuple(sorted({i for reader in self.readers.values() for i in media_ids(reader)}))
 
     def questions(self, prompts: Sequence[Prompt], who: str) -> list[Question]:
         """Saved prompts as the token ids that a model reads: rendered once, since a template may write the date. Raises InputError where the teacher's template uses a token that the student does not have."""
@@ -163,7 +167,7 @@ class Workshop:
             template=template_hash(self.readers[who]), sampling=sampling.model_dump(exclude=NOT_THE_TEXT),
             stop_ids=self.stop_ids, engine=TransformersSampler.engine, engine_version=TransformersSampler.version, seed=recipe.train.seed,
         )  # fmt: skip
-        sampler = TransformersSampler(model, self.stop_ids, self.pad_id, self.vocab, self.reporter.advance, self.image_ids, self._prepare(who))
+        sampler = TransformersSampler(model, self.stop_ids, self.pad_id, self.vocab, self.reporter.advance, self.media_ids, self._prepare(who))
 
         def missing(wanted: list[Question]) -> Iterator[list[Any]]:
             self.reporter.start(f"{who} answers, {purpose}", len(wanted), "responses")

@@ -45,7 +45,7 @@ def test_the_smoke_recipe_leaves_a_whole_run(finished: Path):
     rows = json.loads((finished / "measurements.json").read_text())
     found = {(row["metric"], row["on"], row["subject"]) for row in rows}
     for subject in ("student", "warm-up", "distilled", "teacher"):
-        assert {("exact_match", "smoke_vlm", subject), ("exact_match", "smoke_vlm, no image", subject), ("exact_match", "smoke_vlm, color", subject)} <= found
+        assert {("exact_match", "smoke_vlm", subject), ("exact_match", "smoke_vlm, no image", subject), ("exact_match", "smoke_vlm / color", subject), ("exact_match", "smoke_vlm / no image", subject)} <= found
     assert ("kl", "own responses", "distilled") in found
     card = (finished / "README.md").read_text()
     assert "pipeline_tag: image-text-to-text" in card

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hubdistill.evaluation.divergence import Scorer
 from hubdistill.evaluation.overlap import rouge_l
-from hubdistill.evaluation.questions import NO_IMAGE, Answer, QuestionSet, score
+from hubdistill.evaluation.questions import OF_TYPE, Answer, QuestionSet, score
 from hubdistill.evaluation.statistics import Measurement, paired_difference, summarise
 from hubdistill.specs import EvaluationSpec
 
@@ -94,7 +94,7 @@ def _ask(heldout: HeldOut, name: str, model: PreTrainedModel) -> None:
         assert heldout.answer is not None, "who brings questions brings what answers them"
         found = [score(asked, heldout.answer(model, name, asked)) for asked in (questions, questions.blind())]
         # The whole set with images and without them, then its types: the control stands beside what it controls.
-        for on, values in sorted((pair for one in found for pair in one.items()), key=lambda pair: pair[0].count(",") > pair[0].endswith(NO_IMAGE)):
+        for on, values in sorted((pair for one in found for pair in one.items()), key=lambda pair: OF_TYPE in pair[0]):
             heldout.keep(name, questions.metric, on, values)
 
 

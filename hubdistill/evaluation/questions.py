@@ -11,6 +11,7 @@ from hubdistill.pairs.image_parts import text_of_turn
 from hubdistill.pairs.prompts import Prompt
 
 NO_IMAGE = ", no image"  # ends the name of a set that is asked blind
+OF_TYPE = " / "  # comes before a type of question
 
 
 @dataclass(frozen=True)
@@ -49,5 +50,5 @@ def score(questions: QuestionSet, texts: Mapping[str, str]) -> dict[str, dict[st
     groups: Sequence[str] = sorted({prompt.group for prompt in questions.prompts if prompt.group is not None})
     found = {questions.name: scores}
     for group in groups if len(groups) > 1 else ():
-        found[f"{questions.name}, {group}"] = {prompt.id: scores[prompt.id] for prompt in questions.prompts if prompt.group == group}
+        found[f"{questions.name}{OF_TYPE}{group}"] = {prompt.id: scores[prompt.id] for prompt in questions.prompts if prompt.group == group}
     return found

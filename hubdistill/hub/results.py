@@ -100,7 +100,7 @@ def eval_results(
         EvalResult(
             task_type=task,
             dataset_type=dataset_id if dataset_id and m.split != QUESTIONS else "local",
-            dataset_name=m.on.split(",")[0] if m.split == QUESTIONS else dataset,
+            dataset_name=m.on.split(" / ")[0].removesuffix(", no image") if m.split == QUESTIONS else dataset,
             dataset_split=m.split,
             dataset_revision=commit if dataset_id and m.split != QUESTIONS else None,
             metric_type=m.metric,

@@ -97,6 +97,11 @@ def tokenizer_of(reader: Any) -> Any:
     return getattr(reader, "tokenizer", reader)
 
 
+def media_ids(reader: Any) -> list[int]:
+    """Ids that a processor puts for images, videos and sounds; a tokenizer has none."""
+    return [i for kind in ("image", "video", "audio") for i in getattr(reader, f"{kind}_token_ids", ()) if i is not None]
+
+
 def no_images(name: str) -> Any:
     """The opener of images where there are none."""
     raise KeyError(f"a row names the image {name}, and this run keeps no images")

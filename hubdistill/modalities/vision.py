@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hubdistill.errors import InputError
-from hubdistill.modalities.base import Inputs, Modality, Side, TokenRow, tokenizer_of
+from hubdistill.modalities.base import Inputs, Modality, Side, TokenRow, media_ids, tokenizer_of
 from hubdistill.pairs.padding import padded
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ def encode_prompt(processor: Any, messages: Sequence[Mapping[str, Any]], images:
     text, placeholder = rendered(processor, messages), processor.image_token
     if (found := text.count(placeholder)) != len(images):
         raise InputError(f"the rendered prompt has {found} image placeholders ({placeholder!r}) for {len(images)} images; take the placeholder out of the text, or choose a model whose template writes images")
+    others = {tokenizer_of(processor).convert_ids_to_tokens(i) for i in media_ids(processor)} - {placeholder, None}
+    if written := sorted(token for token in others if token in text):
+        raise InputError(f"the prompt's text holds {written[0]!r}, which stands for an image, a video or a sound; take it out of the text")
     try:
         return list(processor(text=[text], images=[list(images)] if images else None, add_special_tokens=not _has_bos(processor, text))["input_ids"][0])
     except (ValueError, TypeError, IndexError, KeyError) as problem:
@@ -118,7 +121,9 @@ def arguments(model: Any, inputs: Inputs) -> dict[str, Any]:
 
 def _joined(outputs: Sequence[Any]) -> Any:
     """The encoder outputs of several prompts as those of one batch: what the language model takes of them, in order."""
-    fields = {name: _concatenated([output[name] for output in outputs]) for name in ("pooler_output", "deepstack_features") if name in outputs[0]}
+    fields = {"pooler_output": _concatenated([output["pooler_output"] for output in outputs])}
+    if "deepstack_features" in outputs[0]:  # Qwen3-VL: a list of layers, each with all tokens
+        fields["deepstack_features"] = [_concatenated(layer) for layer in zip(*(output["deepstack_features"] for output in outputs), strict=True)]
     return type(outputs[0])(**fields)
 
 

@@ -73,16 +73,19 @@ def hub_rows(spec: SourceSpec) -> Iterator[Mapping[str, Any]]:
         rows = datasets.load_dataset(
             spec.dataset, spec.config, split=spec.split, revision=revision, streaming=spec.streaming
         )
-        yield from _undecoded(rows, spec.image_column)
+        yield from _undecoded(rows, spec)
     except Exception as problem:  # `datasets` raises every kind, bare ones too; each is worded and chained
         raise _dataset_problem(problem, spec) from problem
 
 
-def _undecoded(rows: Any, column: str | None) -> Any:
-    """The rows with images as the bytes that they are: decoding is the image store's, which knows what to refuse."""
+def _undecoded(rows: Any, spec: SourceSpec) -> Any:
+    """The columns that are read, with images as the bytes that they are: decoding is the image store's, which knows what to refuse."""
     import datasets
 
-    feature = (rows.features or {}).get(column) if column else None
+    column, features = spec.image_column, rows.features or {}
+    if features and all(name in features for name in spec.columns):  # else the row says what is missing
+        rows = rows.select_columns(list(spec.columns))
+    feature = features.get(column) if column else None
     if isinstance(feature, datasets.Image):
         return rows.cast_column(column, datasets.Image(decode=False))
     if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):

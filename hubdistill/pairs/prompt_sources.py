@@ -89,7 +89,8 @@ def read_rows(spec: SourceSpec, base_dir: Path | None) -> Iterator[Row]:
 def _with_images(row: Row, cells: Cells, spec: SourceSpec, path: Path | None) -> Row:
     """The row with the bytes of its images; a row whose cell is null or an empty list has none."""
     cell = _cell(cells, str(spec.image_column), row.where, "image_column")
-    sources = [] if cell is None else cell if isinstance(cell, list) else [cell]
+    # Sets with a fixed number of places for images fill the others with null.
+    sources = [one for one in (cell if isinstance(cell, list) else [cell]) if one is not None]
     try:
         return replace(row, images=tuple(raw_image(source, path.parent if path else None, trusted_paths=path is None and _downloaded(source)) for source in sources))
     except InputError as problem:

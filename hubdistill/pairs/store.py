@@ -100,7 +100,8 @@ def collect(folder: Path, header: ResponseHeader, questions: Sequence[Question],
 
     `sample` gets all questions whose answer is not on disk and yields finished batches of responses.
     """
-    wanted = digest_of([header.digest, [[question.prompt_id, question.prompt_ids] for question in questions]])
+    asked = [[question.prompt_id, question.prompt_ids, *([question.images] if question.images else [])] for question in questions]
+    wanted = digest_of([header.digest, asked])
     finished = read_responses(folder, header.who, expect=wanted)
     if finished is not None:
         return finished

@@ -44,14 +44,16 @@ class _Bookkeeping(TrainerCallback):
         write_atomically(self.metrics, metrics_lines(rows))
 
 
-def ground_truth_rows(prompts: Sequence[Prompt], tokenizer: Any, end_id: int, vocab: int, limit: int) -> tuple[list[Row], dict[str, int]]:
-    """The data set's own responses, at most `limit` tokens of each, and how many were left out or cut."""
+def ground_truth_rows(prompts: Sequence[Prompt], tokenizer: Any, end_id: int, vocab: int, limit: int, forbidden: Sequence[int] = ()) -> tuple[list[Row], dict[str, int]]:
+    """The data set's own responses, at most `limit` tokens of each, and how many were left out or cut. A response with a
+    `forbidden` id (it would ask for an image) counts as outside the vocabulary."""
     rows, counts = [], {"without_response": 0, "cut": 0, "outside_vocabulary": 0}
     for prompt in prompts:
         ids = [*tokenizer(prompt.response or "", add_special_tokens=False)["input_ids"], end_id]
         counts["without_response"] += len(ids) == 1
-        counts["outside_vocabulary"] += max(ids) >= vocab
-        if len(ids) > 1 and max(ids) < vocab:
+        outside = max(ids) >= vocab or not set(forbidden).isdisjoint(ids)
+        counts["outside_vocabulary"] += outside
+        if len(ids) > 1 and not outside:
             counts["cut"] += len(ids) > limit  # a response that is cut gets no end: it did not end there
             rows.append(Row(prompt.prompt_ids, tuple(ids[:limit]), False, prompt.student_prompt_ids, prompt.images))
     return rows, counts

@@ -201,3 +201,10 @@ def test_placeholders_and_images_must_agree(content, images):
     processor = tiny_vlm.llava()[1]
     with pytest.raises(InputError, match="image placeholders"):
         encode_prompt(processor, [{"role": "user", "content": content}], list(IMAGES.values())[:images])
+
+
+@pytest.mark.parametrize(("family", "written"), [("qwen2_vl", "<|video_pad|>"), ("gemma3", "<image_soft_token>")])
+def test_tokens_of_other_media_in_a_text_are_refused(family: str, written: str):
+    processor = tiny_vlm.FAMILIES[family]()[1]
+    with pytest.raises(InputError, match="which stands for an image, a video or a sound"):
+        encode_prompt(processor, [{"role": "user", "content": f"what is {written}?"}], [])
