@@ -52,10 +52,12 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: Out
     publish = None if no_push else started.plan.recipe.publish
     if publish:
         _check_access(publish, started)
+    from hubdistill.publication import publish_as_recipe
+
     with started.opened() as current:
         current.distil()
         _finish(current)
-        done = _publish_as_recipe(current.path, publish) if publish else None
+        done = publish_as_recipe(current.path, publish) if publish else None
     summary = _summary(started.path, done)
     from hubdistill.console import summary_text
 
@@ -239,12 +241,6 @@ def _check_access(publish: Any, started: _Started) -> None:
     for repo in filter(None, (publish.repo, publish.base_repo)):
         access = check_access(repo, private=publish.private)
         started.reporter.note(f"will publish to {repo} ({access.visibility}) as {access.user}")
-
-
-def _publish_as_recipe(path: Path, publish: Any) -> Any:
-    from hubdistill.publication import publish as send
-
-    return send(path, publish.repo, base_repo=publish.base_repo, private=publish.private, tag=publish.tag)
 
 
 def _summary(path: Path, done: Any) -> dict[str, Any]:

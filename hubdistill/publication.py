@@ -16,9 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hubdistill import __version__
 from hubdistill.errors import HubdistillError, InputError, MissingError
-from hubdistill.evaluation.questions import OF_TYPE
+from hubdistill.evaluation.questions import OF_TYPE, QUESTIONS
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.files import write_atomically, write_json
 from hubdistill.hub import card as cards
@@ -32,16 +31,15 @@ from hubdistill.hub.base_publish import (
     render_base_card,
 )
 from hubdistill.hub.failures import hub_token
-from hubdistill.hub.local_names import override_without_paths, short_names, without_paths
+from hubdistill.hub.local_names import override_without_paths, without_paths
 from hubdistill.hub.names import CARD, CONFIG, MEASUREMENTS, RECIPE, RUN, TEMPLATE, WEIGHTS, require_repo
 from hubdistill.hub.publish import Published, check_arguments, check_push, preview, push
-from hubdistill.hub.results import QUESTIONS
+from hubdistill.hub.reproduce import files_of_this_machine, pinned_recipe, public_names
 from hubdistill.hub.run_card import Place, card_facts, license_of
 from hubdistill.hub.staging import stage
 from hubdistill.models.sources import read_json
 from hubdistill.plan import Plan
-from hubdistill.recipe import dump_resolved
-from hubdistill.shipped import SHIPPED
+from hubdistill.specs import PublishSpec
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "huggingface_hub")
 RECORDED = {"name", "prompts", "teacher", "student", "student_source", "student_source_commit", "rounds", "recipe", "stages", "seconds", "loss", "beta",
@@ -52,7 +50,7 @@ REPRODUCE = "reproduce.yaml"  # the resolved recipe that goes into the repositor
 
 def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: Mapping[str, Any], template: str | None) -> None:
     """Write run.json (what goes to the Hub: no path of this machine), location.json (what does not), and the recipe."""
-    names = _public_names(plan)
+    names = public_names(plan)
     record = plan.as_dict() | {
         "name": plan.loaded.name,
         "overrides": [override_without_paths(override, names) for override in plan.loaded.overrides],
@@ -69,34 +67,6 @@ def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: 
     write_json(path / "run.json", without_paths(record, names))
     write_json(path / "location.json", {"base": plan.student.location, "kind": plan.student.kind, "chat_template": template})
     write_atomically(path / REPRODUCE, pinned_recipe(plan).encode())
-
-
-def _public_names(plan: Plan) -> dict[str, str]:
-    models = [(facts.reference, facts.location) for facts in (plan.teacher, plan.student_source) if facts.kind == "local"]
-    data = [facts.reference for facts in (plan.prompts, *plan.questions) if facts.kind == "local" and not facts.reference.startswith(SHIPPED)]
-    return short_names(models, data)
-
-
-def files_of_this_machine(plan: Plan) -> list[str]:
-    """What the recipe names that only this machine has; without it nobody else can run the recipe as it is."""
-    sources: list[Any] = [plan.teacher, plan.student_source, plan.prompts, *plan.questions]
-    return sorted({facts.reference for facts in sources if facts.kind == "local" and not facts.reference.startswith(SHIPPED)})
-
-
-def pinned_recipe(plan: Plan) -> str:
-    """The recipe with all values spelled out, every Hub revision pinned and no path of this machine; without `publish`, so that who reruns it pushes nothing."""
-    recipe, names = plan.recipe, _public_names(plan)
-    pins = {}
-
-    def pinned(spec: Any, key: str, facts: Any) -> Any:
-        return spec.model_copy(update={"revision": facts.commit} if facts.kind == "hub" else {key: names.get(facts.reference, facts.reference)})
-
-    for name, key, facts in (("teacher", "model", plan.teacher), ("student", "model", plan.student_source), ("prompts", "dataset", plan.prompts)):
-        pins[name] = pinned(getattr(recipe, name), key, facts)
-    sets = iter(plan.questions)
-    pins["evaluate"] = tuple(one.model_copy(update={"questions": pinned(one.questions, "dataset", next(sets))}) if one.questions else one for one in recipe.evaluate)
-    header = f"# Made by hubdistill {__version__} from the recipe '{plan.loaded.name}': every default spelled out, every revision pinned.\n"
-    return header + dump_resolved(recipe.model_copy(update={**pins, "publish": None}))
 
 
 def hardware(device: str) -> str:
@@ -253,6 +223,11 @@ def _base_card(repo: str, record: Mapping[str, Any]) -> str:
                                       how=f"{record['student']['reference']}.", license=license_of(record["student"]["license"]), pipeline_tag=record["pipeline_tag"]))  # fmt: skip
 
 
+def publish_as_recipe(path: Path, spec: PublishSpec) -> Published:
+    """`publish` with what the recipe says."""
+    return publish(path, spec.repo, base_repo=spec.base_repo, private=spec.private, tag=spec.tag)
+
+
 def preview_text(path: Path, repo: str, *, base_repo: str | None, private: bool, tag: str | None, revision: str | None = None, create_pr: bool = False) -> str:
     """What a push would send, and the card it would send; needs no network. The base's commit is not known yet."""
     check_arguments(repo, revision, create_pr, tag)
@@ -282,7 +257,7 @@ def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measureme
         "adapter": str(path / "hub"),
         "card": str(path / "README.md"),
         "time": cards.duration(sum(record["seconds"].values())),
-        "prompts": next((row.n for row in chosen if row.split != QUESTIONS), 0),
+        "prompts": next((row.n for row in chosen if row.split != QUESTIONS), chosen[0].n if chosen else 0),
         "results": [_result_line(row, by_key) for row in chosen],
         "measurements": [row.as_dict() for row in measurements],
         "repo": done.repo if done else None,

@@ -175,7 +175,6 @@ class Workshop:
 
         return collect(folder, header, questions, missing)
 
-
     def _prepare(self, who: str) -> Any:
         """(model, questions) -> the arguments of `generate`."""
 

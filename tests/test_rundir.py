@@ -89,8 +89,8 @@ def test_an_error_inside_lets_go_of_the_directory(tmp_path):
 
 
 def test_another_directory_is_free(tmp_path):
-    with RunDirectory(tmp_path / "a").locked(), RunDirectory(tmp_path / "b").locked():
-        pass
+    with RunDirectory(tmp_path / "a").locked() as one, RunDirectory(tmp_path / "b").locked() as other:
+        assert {one.path, other.path} == {tmp_path / "a", tmp_path / "b"}
 
 
 @pytest.mark.parametrize("strange", ["notes.txt", "stages"])

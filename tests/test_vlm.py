@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from hubdistill.errors import InputError, RecipeError
+from hubdistill.hub.reproduce import files_of_this_machine, pinned_recipe
 from hubdistill.modalities.text import TEXT
 from hubdistill.modalities.vision import VISION
 from hubdistill.plan import make_plan
-from hubdistill.publication import files_of_this_machine, pinned_recipe, write_record
+from hubdistill.publication import write_record
 from hubdistill.recipe import load_recipe
 from hubdistill.report import render_examples
 from hubdistill.run import Run

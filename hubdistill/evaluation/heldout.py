@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hubdistill.evaluation.divergence import Scorer
 from hubdistill.evaluation.overlap import rouge_l
-from hubdistill.evaluation.questions import OF_TYPE, Answer, QuestionSet, score
+from hubdistill.evaluation.questions import OF_TYPE, QUESTIONS, Answer, QuestionSet, score
 from hubdistill.evaluation.statistics import Measurement, paired_difference, summarise
 from hubdistill.specs import EvaluationSpec
 
@@ -102,7 +102,7 @@ def _rows(heldout: HeldOut, metric: str, on: str, by_subject: dict[str, dict[str
     unit, better = UNITS[metric]
     described: dict[str, Any] = {"metric": metric, "on": on, "unit": unit, "better": better, "decoding": heldout.decoding, "seed": heldout.seed}
     if metric in ("vqa_accuracy", "exact_match"):
-        described |= {"decoding": "greedy", "split": "questions"}
+        described |= {"decoding": "greedy", "split": QUESTIONS}
     rows: list[Measurement] = []
     earlier: list[str] = []
     for name, values in by_subject.items():

@@ -10,6 +10,7 @@ from hubdistill.evaluation.vqa import answer_of, exact_match, vqa_accuracy
 from hubdistill.pairs.image_parts import text_of_turn
 from hubdistill.pairs.prompts import Prompt
 
+QUESTIONS = "questions"  # the split of what was measured on a set of questions, which is not the prompts' data set
 NO_IMAGE = ", no image"  # ends the name of a set that is asked blind
 OF_TYPE = " / "  # comes before a type of question
 

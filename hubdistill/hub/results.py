@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hubdistill.evaluation.questions import NO_IMAGE, OF_TYPE, QUESTIONS
 from hubdistill.evaluation.statistics import ENOUGH, Difference, Measurement
 from hubdistill.hub.markdown import Markdown, text
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-QUESTIONS = "questions"  # the split of what was measured on a set of questions, which is not the prompts' data set
 SUBJECTS = {"student": "base", "warm-up": "after warm-up", "distilled": "this adapter", "teacher": "teacher"}
 METRICS = {
     "kl": "KL(teacher ‖ student)",
@@ -100,7 +100,7 @@ def eval_results(
         EvalResult(
             task_type=task,
             dataset_type=dataset_id if dataset_id and m.split != QUESTIONS else "local",
-            dataset_name=m.on.split(" / ")[0].removesuffix(", no image") if m.split == QUESTIONS else dataset,
+            dataset_name=m.on.split(OF_TYPE)[0].removesuffix(NO_IMAGE) if m.split == QUESTIONS else dataset,
             dataset_split=m.split,
             dataset_revision=commit if dataset_id and m.split != QUESTIONS else None,
             metric_type=m.metric,

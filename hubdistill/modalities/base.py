@@ -98,7 +98,10 @@ def tokenizer_of(reader: Any) -> Any:
 
 
 def media_ids(reader: Any) -> list[int]:
-    """Ids that a processor puts for images, videos and sounds; a tokenizer has none."""
+    """Ids that a processor puts for images, videos and sounds. A tokenizer's own are left alone: Gemma-3's names an image
+    token for its text models too, which read it as any other."""
+    if tokenizer_of(reader) is reader:
+        return []
     return [i for kind in ("image", "video", "audio") for i in getattr(reader, f"{kind}_token_ids", ()) if i is not None]
 
 

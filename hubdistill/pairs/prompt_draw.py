@@ -129,7 +129,7 @@ class Selection:
         except InputError as problem:
             if self.skip_damaged:
                 return None
-            raise InputError(f"{row.where}: an image {problem}; or skip such rows with `prompts.damaged_images: skip`") from problem
+            raise InputError(f"{row.where}: its image {problem}; or skip such rows with `prompts.damaged_images: skip`") from problem
 
     def _better_response(self, again: Prompt) -> None:
         """Of duplicates with different responses keep the first in alphabetical order, whatever the order of rows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hubdistill.modalities.text import TEXT
 from hubdistill.specs import ModelSpec, Spec
@@ -40,15 +40,22 @@ def load_student(facts: ModelFacts, spec: ModelSpec, device: torch.device) -> Pr
 
 def check(teacher: ModelFacts, student: ModelFacts) -> list[str]:
     """Problems that make a text recipe impossible, from the configs alone."""
+    problems = [
+        f"{role}.model: {facts.reference} is a vision-language model; write `target: {{kind: vlm}}`, or name a text model"
+        for role, facts in (("teacher", teacher), ("student", student))
+        if facts.has_vision
+    ]
+    return problems + check_pair(teacher, student)
+
+
+def check_pair(teacher: ModelFacts, student: ModelFacts) -> list[str]:
+    """Problems that make a recipe impossible whatever the models read."""
     problems = []
     for role, facts in (("teacher", teacher), ("student", student)):
-        config: dict[str, Any] = facts.config
-        if facts.has_vision:
-            problems.append(f"{role}.model: {facts.reference} is a vision-language model; write `target: {{kind: vlm}}`, or name a text model")
-        if config.get("is_encoder_decoder"):
+        if facts.config.get("is_encoder_decoder"):
             problems.append(f"{role}.model: {facts.reference} is an encoder-decoder; use a decoder-only language model")
     if "quantization_config" in student.config:
-        problems.append(f"student.model: {student.reference} is quantised; the text target trains floating-point students, name the unquantised model")
+        problems.append(f"student.model: {student.reference} is quantised; this target trains floating-point students, name the unquantised model")
     if teacher.config and student.config and teacher.location == student.location and teacher.commit == student.commit:
         problems.append("student.model: student and teacher are the same model; choose a smaller student, or prune it with student.layers")
     return problems

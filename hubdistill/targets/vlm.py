@@ -21,7 +21,7 @@ class VlmOptions(Spec):
 
 def check(teacher: ModelFacts, student: ModelFacts) -> list[str]:
     """Problems that make a vision-language recipe impossible, from the configs alone."""
-    problems = [one for one in text.check(teacher, student) if "vision-language" not in one]
+    problems = text.check_pair(teacher, student)
     for role, facts in (("teacher", teacher), ("student", student)):
         if facts.config and not facts.has_vision:
             problems.append(f"{role}.model: {facts.reference} reads no images; name a vision-language model, or write `target: {{kind: text}}`")

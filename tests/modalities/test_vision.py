@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hubdistill.errors import InputError
-from hubdistill.modalities.base import Reading, Row, TokenRow
+from hubdistill.modalities.base import Reading, Row, TokenRow, media_ids
 from hubdistill.modalities.text import TEXT
 from hubdistill.modalities.vision import VISION, encode_prompt, rendered
 from hubdistill.models.load import check_head, head_of, last_hidden
@@ -201,6 +201,12 @@ def test_placeholders_and_images_must_agree(content, images):
     processor = tiny_vlm.llava()[1]
     with pytest.raises(InputError, match="image placeholders"):
         encode_prompt(processor, [{"role": "user", "content": content}], list(IMAGES.values())[:images])
+
+
+def test_a_tokenizer_that_names_an_image_token_forbids_nothing():
+    processor = tiny_vlm.llava()[1]
+    assert media_ids(processor) == [3]
+    assert media_ids(processor.tokenizer) == []
 
 
 @pytest.mark.parametrize(("family", "written"), [("qwen2_vl", "<|video_pad|>"), ("gemma3", "<image_soft_token>")])
