@@ -1,6 +1,6 @@
 """Two small LLaVA models that know easy-VQA: a teacher (3.2M weights, CLIP tower, 64 pixels) and a student (0.7M, SigLIP, 48).
 
-    python benchmarks/vlm_toy_pair.py --output DIR [--steps 1200 1000]
+    python benchmarks/vlm_toy_pair.py --output DIR [--steps SEEING ANSWERING]
 
 Each learns to see first (colour and shape from the tower's mean feature), then to answer: a word, an explanation, a
 caption. Used by vlm_toy_study.py where it is given no models.
@@ -27,18 +27,19 @@ class Size:
     vision: tuple[int, int]  # width, layers
     text: tuple[int, int]
     rate: float
+    steps: tuple[int, int]  # seeing, answering
 
 
-SIZES = {"teacher": Size("clip", 64, (128, 4), (192, 5), 1.5e-3), "student": Size("siglip", 48, (80, 2), (112, 3), 3e-3)}
+SIZES = {"teacher": Size("clip", 64, (128, 4), (192, 5), 1.5e-3, (3000, 1500)), "student": Size("siglip", 48, (80, 2), (112, 3), 3e-3, (1200, 1000))}
 
 
-def train_pair(folder: Path, steps: tuple[int, int] = (1200, 1000)) -> tuple[Path, Path]:
-    """Train both, unless they are there; their folders."""
+def train_pair(folder: Path, steps: tuple[int, int] | None = None) -> tuple[Path, Path]:
+    """Train both, unless they are there; their folders. `steps` replace those of both."""
     words = None
     for role, size in SIZES.items():
         if not (folder / role / "config.json").is_file():
             words = words or _tokenizer()
-            _train(size, words, folder / role, steps)
+            _train(size, words, folder / role, steps or size.steps)
     return folder / "teacher", folder / "student"
 
 
@@ -184,6 +185,6 @@ def _step(loss: Any, model: Any, optimiser: Any, schedule: Any) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, nargs=2, default=(1200, 1000))
+    parser.add_argument("--steps", type=int, nargs=2, help="for both models, for a quick try")
     options = parser.parse_args()
-    print(*train_pair(options.output, tuple(options.steps)))
+    print(*train_pair(options.output, options.steps and tuple(options.steps)))

@@ -24,8 +24,8 @@ SHAPES = {"circle", "rectangle", "triangle"}
 ROWS = (
     ("colour and shape", "exact_match", "test"),
     ("the same, no image", "exact_match", "test, no image"),
-    ("colour", "exact_match", "test, colour"),
-    ("shape", "exact_match", "test, shape"),
+    ("colour", "exact_match", "test / colour"),
+    ("shape", "exact_match", "test / shape"),
     ("kl to the teacher on its responses, nats/token", "kl", "teacher responses"),
     ("kl to the teacher on own responses, nats/token", "kl", "own responses"),
 )

@@ -85,6 +85,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"student   {plan['student']['reference']}  commit {plan['student']['commit']}",
         f"prompts   {plan['prompts']['reference']}  commit {plan['prompts']['commit']}",
         f"          {_at_most(plan['prompts_at_most'])} training prompts, {plan['recipe']['prompts']['heldout']} held out",
+        *(f"questions {one['reference']}  commit {one['commit']}, {_at_most(_fewer(one['rows'], spec['count']))} questions" for one, spec in _questions(plan)),
         f"rounds    {plan['rounds']} of {_at_most(steps)} steps of {plan['recipe']['train']['pairs_per_step']} pairs"
         f" ({plan['micro_batches_per_step']} micro-batches on {plan['processes']} process{'es' if plan['processes'] > 1 else ''})",
         f"vocabulary {plan['common_vocabulary'] or 'not compared'}",
@@ -95,6 +96,16 @@ def plan_text(plan: dict[str, Any]) -> str:
         *(f"{row['round']:>5}     {row['first']:.3f}       {row['last']:.3f}  {row['mean']:.3f}  {alpha}" for row, alpha in zip(plan["beta"], plan["alpha"], strict=True)),
     ]
     return "\n".join([*lines, *(f"warning: {text}" for text in plan["warnings"])])
+
+
+def _questions(plan: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """What is known of each set of questions, and what the recipe says of it."""
+    specs = [one["questions"] for one in plan["recipe"]["evaluate"] if one["questions"]]
+    return list(zip(plan["questions"], specs, strict=True))
+
+
+def _fewer(*numbers: int | None) -> int | None:
+    return min((number for number in numbers if number is not None), default=None)
 
 
 def _at_most(number: int | None) -> str:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubdistill.evaluation.heldout import HeldOut, Subject
-from hubdistill.evaluation.questions import QuestionSet
+from hubdistill.evaluation.questions import QuestionSet, names_of
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.files import write_json
 from hubdistill.modalities.base import Row
 from hubdistill.pairs.image_parts import text_of_turn
 from hubdistill.pairs.prompts import Prompt, read_prompts
 from hubdistill.pairs.store import Question, Response, ResponseSet, read_responses
-from hubdistill.shipped import SHIPPED
 from hubdistill.specs import EvaluationSpec, QuestionsSpec
 from hubdistill.stages import Workshop, borrowed
 
@@ -89,13 +88,13 @@ class Examination:
     def _questions(self, heldout: list[Prompt]) -> list[QuestionSet]:
         """What the recipe's `vqa` evaluations ask; the held-out prompts that have an answer, where it names no set."""
         evaluate = self.shop.plan.recipe.evaluate
-        names, found = iter(dict(question_sets(evaluate))), list[QuestionSet]()
+        sets, found = question_sets(evaluate), list[QuestionSet]()
+        names = zip((file for file, _ in sets), names_of([spec.dataset for _, spec in sets]), strict=True)
         for spec in evaluate:
             if spec.kind == "vqa" and spec.questions:
-                file, name = next(names), Path(spec.questions.dataset.removeprefix(SHIPPED)).stem
-                taken = name in [one.name for one in found]  # two files may have one name, or one file two instructions
+                file, name = next(names)
                 prompts = tuple(read_prompts(self.shop.folder / "prompts" / f"{file}.parquet"))
-                found.append(QuestionSet(f"{name} ({file})" if taken else name, prompts, spec.max_tokens))
+                found.append(QuestionSet(name, prompts, spec.max_tokens))
             elif spec.kind == "vqa":
                 own = tuple(replace(prompt, answers=(prompt.response,)) for prompt in heldout if prompt.response)
                 found.append(QuestionSet("held-out prompts", own, spec.max_tokens))

@@ -208,11 +208,16 @@ def _check_settings(recipe: Recipe, processes: int) -> list[str]:
 
 
 def _check_lengths(recipe: Recipe, models: dict[str, ModelFacts]) -> list[str]:
-    wanted = recipe.prompts.max_tokens + recipe.sampling.max_tokens
+    wanted = {"prompts.max_tokens + sampling.max_tokens": recipe.prompts.max_tokens + recipe.sampling.max_tokens}
+    for index, one in enumerate(recipe.evaluate):
+        asked = one.questions or recipe.prompts
+        if one.kind == "vqa":
+            wanted[f"evaluate[{index}]: {'questions' if one.questions else 'prompts'}.max_tokens + max_tokens"] = asked.max_tokens + one.max_tokens
     return [
-        f"{role}.model: prompts.max_tokens + sampling.max_tokens = {wanted}, and {facts.reference} reads {limit} positions; lower one of them"
+        f"{role}.model: {names} = {tokens}, and {facts.reference} reads {limit} positions; lower one of them"
         for role, facts in models.items()
-        if isinstance(limit := facts.text_config.get("max_position_embeddings"), int) and limit < wanted
+        for names, tokens in wanted.items()
+        if isinstance(limit := facts.text_config.get("max_position_embeddings"), int) and limit < tokens
     ]
 
 

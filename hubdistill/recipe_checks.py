@@ -17,6 +17,7 @@ from hubdistill.yaml_lines import KeyPath, show
 
 if TYPE_CHECKING:
     from hubdistill.recipe import Recipe
+    from hubdistill.specs import SourceSpec
 
 Problem = tuple[KeyPath, str]
 
@@ -80,25 +81,23 @@ def similar_recipe(file: Path) -> str:
 def check_values(value: Any, context: Context) -> Iterator[Problem]:
     """Checks of single values; they work on a recipe that is otherwise invalid, so that all problems come at once."""
     yield from _variables(value, ())
-    for block, key in (("teacher", "model"), ("student", "model"), ("prompts", "dataset")):
-        inner = value.get(block)
-        if (
-            isinstance(inner, dict)
-            and isinstance(inner.get(key), str)
-            and inner[key]
-            and not _VARIABLE.search(inner[key])
-        ):
-            yield from _source((block, key), inner[key], context)
-        if (
-            isinstance(inner, dict)
-            and inner.get("trust_remote_code") is True
-            and context.origin == "hub"
-            and not context.allow_remote_code
-        ):
+    for path, inner in _blocks(value):
+        key = "dataset" if path[-1] in ("prompts", "questions") else "model"
+        if isinstance(inner.get(key), str) and inner[key] and not _VARIABLE.search(inner[key]):
+            yield from _source((*path, key), inner[key], context)
+        if inner.get("trust_remote_code") is True and context.origin == "hub" and not context.allow_remote_code:
             yield (
-                (block, "trust_remote_code"),
+                (*path, "trust_remote_code"),
                 "refused in a recipe from the Hub; read that code first, then pass --allow-remote-code",
             )
+
+
+def _blocks(value: Any) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """The blocks that name a model or a data set, in a recipe that may be invalid."""
+    found: list[tuple[KeyPath, Any]] = [((block,), value.get(block)) for block in ("teacher", "student", "prompts")]
+    evaluate = value.get("evaluate")
+    found += [(("evaluate", index, "questions"), one.get("questions")) for index, one in enumerate(evaluate if isinstance(evaluate, list | tuple) else ()) if isinstance(one, dict)]
+    yield from ((path, inner) for path, inner in found if isinstance(inner, dict))
 
 
 def _variables(value: Any, path: KeyPath) -> Iterator[Problem]:
@@ -178,20 +177,27 @@ def _models(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _prompts(recipe: Recipe) -> Iterator[Problem]:
-    if not is_local(recipe.prompts.dataset):
-        return
-    for key in ("config", "revision", "streaming", "split"):
-        if key in recipe.prompts.model_fields_set and getattr(recipe.prompts, key) not in (None, False, "train"):
-            yield ("prompts", key), "is for data sets on the Hub, and the data set is a local file; remove it"
+    for path, source in _sources(recipe):
+        for key in ("config", "revision", "streaming", "split"):
+            on_disk = is_local(source.dataset) or source.dataset.startswith(SHIPPED)
+            if on_disk and key in source.model_fields_set and getattr(source, key) not in (None, False, "train"):
+                yield (*path, key), "is for data sets on the Hub, and the data set is a local file; remove it"
+
+
+def _sources(recipe: Recipe) -> Iterator[tuple[KeyPath, SourceSpec]]:
+    """Every block that names a data set."""
+    yield ("prompts",), recipe.prompts
+    yield from ((("evaluate", index, "questions"), one.questions) for index, one in enumerate(recipe.evaluate) if one.questions)
 
 
 def _images(recipe: Recipe) -> Iterator[Problem]:
     vision = recipe.target.kind == "vlm"
     if recipe.prompts.image_column and not vision:
         yield ("prompts", "image_column"), f"has no effect, the target '{recipe.target.kind}' reads no images; remove it, or write target: {{kind: vlm}}"
-    for key in ("image_pixels", "damaged_images"):
-        if getattr(recipe.prompts, key) != type(recipe.prompts).model_fields[key].default and recipe.prompts.image_column is None:
-            yield ("prompts", key), "has no effect without image_column; add image_column, or remove it"
+    for path, source in _sources(recipe):
+        for key in ("image_pixels", "damaged_images"):
+            if getattr(source, key) != type(source).model_fields[key].default and source.image_column is None:
+                yield (*path, key), "has no effect without image_column; add image_column, or remove it"
     for key in ("vision_tower", "projector"):
         if getattr(recipe.lora, key) and not vision:
             yield ("lora", key), f"has no effect, the target '{recipe.target.kind}' has none; remove it, or write target: {{kind: vlm}}"

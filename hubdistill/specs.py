@@ -5,7 +5,7 @@ The JSON schema and docs/recipe.md are generated from this file: `python -m hubd
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
@@ -60,6 +60,8 @@ class StudentSpec(ModelSpec):
 class SourceSpec(Spec):
     """Rows of a data set, as prompts."""
 
+    key: ClassVar[str] = "prompts"  # the block of the recipe that errors name
+
     dataset: str = Field(min_length=1, description="Hub dataset id; or a .jsonl, .json, .parquet or .csv file, path relative to the recipe; or `shipped:FILE` for one that comes with hubdistill.")
     config: str | None = Field(None, description="Configuration (subset) of the Hub dataset.")
     split: str = Field("train", min_length=1, description="Split of the Hub dataset.")
@@ -74,9 +76,9 @@ class SourceSpec(Spec):
     streaming: bool = Field(False, description="Stream the Hub dataset instead of downloading it (data sets larger than the disk).")
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns that are read."""
-        return tuple(dict.fromkeys(name for name in (self.column, self.response_column, self.image_column) if name))
+    def columns(self) -> dict[str, str]:
+        """The columns that are read, by the field that names each."""
+        return {field: name for field in type(self).model_fields if field.endswith("column") and (name := getattr(self, field))}
 
 
 class PromptsSpec(SourceSpec):
@@ -88,13 +90,11 @@ class PromptsSpec(SourceSpec):
 class QuestionsSpec(SourceSpec):
     """Questions with known answers. `response_column` holds them: a text, or a list with one answer for each annotator."""
 
+    key: ClassVar[str] = "questions"
+
     response_column: str = Field("answers", min_length=1, description="Column with the answers: a text, or a list (one for each annotator, as in OK-VQA and TextVQA).")
     type_column: str | None = Field(None, min_length=1, description="Column with the type of the question; results are also given by type.")
     instruction: str = Field("", max_length=1000, description="Text put after each question on a line of its own, such as how long the answer shall be.")
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*super().columns, *([self.type_column] if self.type_column else ()))))
 
 
 class SamplingSpec(Spec):

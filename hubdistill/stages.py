@@ -170,10 +170,22 @@ class Workshop:
         sampler = TransformersSampler(model, self.stop_ids, self.pad_id, self.vocab, self.reporter.advance, self.media_ids, self._prepare(who))
 
         def missing(wanted: list[Question]) -> Iterator[list[Any]]:
+            self._check_batches(who, model, wanted, facts.reference)
             self.reporter.start(f"{who} answers, {purpose}", len(wanted), "responses")
             return sampler.sample(wanted, sampling, lambda prompt_id: seed_for(recipe.train.seed, purpose, who, prompt_id))
 
         return collect(folder, header, questions, missing)
+
+    @cached_property
+    def _checked(self) -> set[str]:
+        return set()
+
+    def _check_batches(self, who: str, model: PreTrainedModel, questions: Sequence[Question], name: str) -> None:
+        """Once for each model of a vision recipe, on the prompts that differ most in length: families that nobody tried show here."""
+        seen = sorted((question for question in questions if question.images), key=lambda question: len(question.prompt_ids))
+        if seen and who not in self._checked:
+            self._checked.add(who)
+            self.reading.check(who, model, [TokenRow(question.prompt_ids, question.images) for question in (seen[0], seen[-1])], name)
 
     def _prepare(self, who: str) -> Any:
         """(model, questions) -> the arguments of `generate`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -52,6 +53,8 @@ def test_the_smoke_recipe_leaves_a_whole_run(finished: Path):
     assert "pipeline_tag: image-text-to-text" in card
     assert "AutoModelForImageTextToText" in card
     assert "exact match on smoke\\_vlm, no image" in card
+    assert "| questions asked | shipped:smoke\\_vlm.jsonl (apache-2.0) |" in card
+    assert {row["n"] for row in rows if row["on"] == "smoke_vlm"} == {6}  # of 26; the others are training prompts
 
 
 def test_the_page_of_examples_shows_images_and_everyone_s_words_and_runs_nothing(finished: Path):
@@ -186,6 +189,36 @@ def test_what_is_published_of_question_sets_is_pinned_and_names_no_path(tmp_path
     write_record(tmp_path, plan, {}, {}, None)
     assert "secret_place" not in (tmp_path / "run.json").read_text()
     assert asked in files_of_this_machine(plan)
+
+
+def test_an_image_that_was_replaced_is_read_again(tmp_path: Path, notes):
+    (tmp_path / "smoke_vlm").mkdir()
+    for image in (ROOT / "recipes" / "data" / "smoke_vlm").iterdir():
+        (tmp_path / "smoke_vlm" / image.name).write_bytes(image.read_bytes())
+    (tmp_path / "rows.jsonl").write_text((ROOT / "recipes" / "data" / "smoke_vlm.jsonl").read_text())
+    (tmp_path / "a.yaml").write_text((ROOT / "recipes" / "smoke" / "vlm.yaml").read_text())
+    loaded = load_recipe(tmp_path / "a.yaml", ["prompts.dataset=rows.jsonl", "evaluate=[{kind: overlap}]"])
+
+    def images() -> set[str]:
+        with RunDirectory(tmp_path / "run", notes.stage).locked() as directory:
+            Run(make_plan(loaded), directory, notes).distil(until="prompts")
+        return {path.name for path in (tmp_path / "run" / "prompts" / "images").iterdir()}
+
+    first = images()
+    assert images() == first
+    tiny_vlm.picture(5).save(tmp_path / "smoke_vlm" / "red_circle.png")
+    assert len(images() - first) == len(first - images()) == 1
+
+
+def test_plan_says_what_will_be_asked(tmp_path: Path):
+    (tmp_path / "q.jsonl").write_text('{"question": "what?", "answer": "this"}\n' * 3)
+    (tmp_path / "a.yaml").write_text((ROOT / "recipes" / "smoke" / "vlm.yaml").read_text())
+    asked = "evaluate=[{kind: vqa, max_tokens: %d, questions: {dataset: q.jsonl, column: question, response_column: answer, count: %d}}]"
+    done = hubdistill("plan", tmp_path / "a.yaml", asked % (8, 2), folder=tmp_path)
+    assert re.search(r"questions q.jsonl  commit [0-9a-f]{64}, at most 2 questions\n", done.out), done.err
+    refused = hubdistill("plan", tmp_path / "a.yaml", asked % (100_000, 2), folder=tmp_path)
+    assert refused.code == 2
+    assert "evaluate[0]: questions.max_tokens + max_tokens = 100512, and toy:llava reads" in refused.err
 
 
 def test_a_family_that_cannot_share_features_is_refused_in_the_plan(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from hubdistill.evaluation.vqa import answer_of, exact_match, vqa_accuracy
 from hubdistill.pairs.image_parts import text_of_turn
 from hubdistill.pairs.prompts import Prompt
+from hubdistill.shipped import SHIPPED
 
 QUESTIONS = "questions"  # the split of what was measured on a set of questions, which is not the prompts' data set
 NO_IMAGE = ", no image"  # ends the name of a set that is asked blind
@@ -32,6 +34,26 @@ class QuestionSet:
     def blind(self) -> QuestionSet:
         """The same questions without their images."""
         return replace(self, name=f"{self.name}{NO_IMAGE}", prompts=tuple(without_images(prompt) for prompt in self.prompts))
+
+
+def names_of(datasets: Sequence[str]) -> list[str]:
+    """A name for each set of questions, from its file or Hub id; the second of one name says its number."""
+    found: list[str] = []
+    for number, dataset in enumerate(datasets, 1):
+        name = re.sub(r"\.(jsonl|json|parquet|csv)$", "", dataset.removeprefix(SHIPPED).rpartition("/")[2])
+        found.append(f"{name} ({number})" if name in found else name)
+    return found
+
+
+def not_trained_on(questions: Sequence[Prompt], trained: Sequence[Prompt], instruction: str) -> list[Prompt]:
+    """The questions that are not, about the same images, the last turn of a training prompt (its case, outer space and
+    the instruction left out of account): what was trained on says nothing about what was learnt."""
+
+    def asked(prompt: Prompt) -> tuple[str, tuple[str, ...]]:
+        return text_of_turn(prompt.messages[-1]).removesuffix(instruction).strip().casefold(), prompt.images
+
+    known = {asked(prompt) for prompt in trained}
+    return [prompt for prompt in questions if asked(prompt) not in known]
 
 
 # (model, subject, questions) -> prompt id -> the text of its answer

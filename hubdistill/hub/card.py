@@ -16,7 +16,7 @@ from hubdistill.evaluation.statistics import Measurement
 from hubdistill.hub import markdown
 from hubdistill.hub.card_merge import END, START, dump
 from hubdistill.hub.names import check_base, is_hub_id, require_repo, require_revision
-from hubdistill.hub.results import eval_results, number, results
+from hubdistill.hub.results import Source, eval_results, number, results
 from hubdistill.hub.snippets import Use, load_snippet, merge_snippet, vllm_snippet
 from hubdistill.shipped import model_cards_root
 
@@ -95,6 +95,16 @@ class Data:
     languages: tuple[str, ...] = ()
     license: License = UNSTATED
 
+    @property
+    def source(self) -> Source:
+        """What the Hub's `model-index` says of it."""
+        return Source(self.name, self.hub_id, self.commit)
+
+    @property
+    def label(self) -> str:
+        """Its name, commit and license in words."""
+        return f"{self.name}{f' at {self.commit}' if self.commit else ''} ({self.license.label})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
@@ -116,6 +126,7 @@ class CardFacts:
     loss: Mapping[str, str] = field(default_factory=dict)
     training: Mapping[str, str] = field(default_factory=dict)
     measurements: tuple[Measurement, ...] = ()
+    questions: Mapping[str, Data] = field(default_factory=dict)  # name in the measurements -> where the set is from
     notes: tuple[str, ...] = ()  # plain sentences, such as warnings of the run
     limitations: tuple[str, ...] = ()
     hardware: str = ""
@@ -164,7 +175,7 @@ def _metadata(facts: CardFacts) -> str:
 
     data, base = facts.data, facts.base
     evaluated = eval_results(
-        facts.measurements, task=facts.pipeline_tag, dataset=data.name, dataset_id=data.hub_id, commit=data.commit
+        facts.measurements, task=facts.pipeline_tag, prompts=data.source, questions={name: one.source for name, one in facts.questions.items()}
     )
     card = ModelCardData(
         base_model=base.id if base.on_hub else None,
@@ -205,6 +216,8 @@ def _use(facts: CardFacts) -> Use:
 
 def _training_rows(facts: CardFacts) -> dict[str, str]:
     rows = {**facts.loss, **facts.training}
+    if facts.questions:
+        rows["questions asked"] = "; ".join(dict.fromkeys(one.label for one in facts.questions.values()))
     if facts.hardware:
         rows["hardware"] = facts.hardware
     if facts.seconds:

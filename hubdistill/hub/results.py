@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,15 @@ METRICS = {
     "vqa_accuracy": "VQA accuracy",
     "exact_match": "exact match",
 }
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that was measured on; `hub_id` and `commit` None for a local file."""
+
+    name: str
+    hub_id: str | None = None
+    commit: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,19 +99,22 @@ def _how(m: Measurement) -> str:
     return f"{m.on}: {m.split} prompts{decoding}, seed {m.seed}"
 
 
-def eval_results(
-    measurements: Sequence[Measurement], *, task: str, dataset: str, dataset_id: str | None, commit: str | None
-) -> list[EvalResult]:
-    """The distilled student's measurements as the Hub's `model-index` entries."""
+def eval_results(measurements: Sequence[Measurement], *, task: str, prompts: Source, questions: Mapping[str, Source]) -> list[EvalResult]:
+    """The distilled student's measurements as the Hub's `model-index` entries. `prompts` are where the held-out prompts
+    are from, `questions` each set of questions by its name in the measurements."""
     from huggingface_hub import EvalResult
+
+    def source(m: Measurement) -> Source:
+        name = m.on.split(OF_TYPE)[0].removesuffix(NO_IMAGE)
+        return questions.get(name, Source(name)) if m.split == QUESTIONS else prompts
 
     return [
         EvalResult(
             task_type=task,
-            dataset_type=dataset_id if dataset_id and m.split != QUESTIONS else "local",
-            dataset_name=m.on.split(OF_TYPE)[0].removesuffix(NO_IMAGE) if m.split == QUESTIONS else dataset,
+            dataset_type=source(m).hub_id or "local",
+            dataset_name=source(m).name,
             dataset_split=m.split,
-            dataset_revision=commit if dataset_id and m.split != QUESTIONS else None,
+            dataset_revision=source(m).commit if source(m).hub_id else None,
             metric_type=m.metric,
             metric_value=round(m.value, 6),
             metric_name=f"{_label(m)} ({m.unit}, {m.better} is better, n={m.n})",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hubdistill.evaluation.questions import names_of
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.hub import card as cards
 
@@ -27,8 +28,6 @@ class Place:
 
 def card_facts(record: Mapping[str, Any], measurements: tuple[Measurement, ...], place: Place, adapter: Mapping[str, Any], template: bool) -> cards.CardFacts:
     """The facts of a card from what a run recorded. Pure."""
-    prompts = record["prompts"]
-    on_hub = prompts["kind"] == "hub"
     pushed = place.base != record["student_source"]
     return cards.CardFacts(
         name=(place.repo or record["name"]).rsplit("/", 1)[-1],
@@ -36,8 +35,8 @@ def card_facts(record: Mapping[str, Any], measurements: tuple[Measurement, ...],
         base=cards.BaseModel(id=place.base, commit=place.base_commit, license=license_of(record["student"]["license"]),
                              pushed_beside=pushed and place.repo is not None, made_of=record["student"]["reference"] if pushed else ""),
         teacher=cards.Teacher(name=record["teacher"]["reference"], commit=record["teacher"]["commit"], license=license_of(record["teacher"]["license"])),
-        data=cards.Data(name=Path(prompts["reference"]).name if not on_hub else prompts["reference"], hub_id=prompts["reference"] if on_hub else None,
-                        commit=prompts["commit"] if on_hub else None, license=cards.License(id=prompts["license"])),
+        data=_data(record["prompts"]),
+        questions=dict(zip(names_of([one["reference"] for one in record["questions"]]), map(_data, record["questions"]), strict=True)),
         rank=adapter["r"],
         lora_alpha=adapter["lora_alpha"],
         target_modules=_modules(adapter["target_modules"], record["recipe"]["lora"]),
@@ -56,6 +55,12 @@ def card_facts(record: Mapping[str, Any], measurements: tuple[Measurement, ...],
         versions={"hubdistill": record["hubdistill"], **record["versions"]},
         chat_template_file=template,
     )  # fmt: skip
+
+
+def _data(found: Mapping[str, Any]) -> cards.Data:
+    name, on_hub = found["reference"], found["kind"] == "hub"
+    return cards.Data(name=name if on_hub else Path(name).name, hub_id=name if on_hub else None, commit=found["commit"] if on_hub else None,
+                      license=cards.License(id=found["license"]))  # fmt: skip
 
 
 def _command(place: Place, name: str) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from hubdistill.errors import InputError
+
 if TYPE_CHECKING:
     import torch
 
@@ -73,7 +75,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Modality:
-    """Four functions; all else is shared by text and vision.
+    """Five functions; all else is shared by text and vision.
 
     A reader is what turns a prompt into what a model takes: a tokenizer, or a processor. `tokenizer_of` gives its
     tokenizer. `own_view` says that each model has a reader of its own; else both read through the teacher's.
@@ -90,6 +92,8 @@ class Modality:
     inputs: Callable[[Any, Sequence[TokenRow], int, Side, Callable[[str], Any]], Inputs]
     # (model, Inputs on its device) -> keyword arguments of its forward
     arguments: Callable[[Any, Inputs], dict[str, Any]]
+    # (model, Inputs of one row on its device) -> the same, as the model's authors would call it
+    plain_arguments: Callable[[Any, Inputs], dict[str, Any]]
 
 
 def tokenizer_of(reader: Any) -> Any:
@@ -132,6 +136,25 @@ class Reading:
         device = next(model.parameters()).device
         arguments = self.modality.arguments(model, inputs.to(device))
         return last_hidden(model, **arguments)[rows_N.to(device), columns_N.to(device)]
+
+    def check(self, who: str, model: Any, rows: Sequence[TokenRow], name: str) -> None:
+        """Refuse a model that reads `rows` in one batch otherwise than each alone, as its authors would call it: the loss
+        would silently be of another model. Raises InputError."""
+        import torch
+
+        ends = torch.tensor([len(row.ids) - 1 for row in rows])
+        with torch.no_grad():
+            together = self.hidden(model, self.inputs(who, rows, "right"), torch.arange(len(rows)), ends).float()
+            alone = torch.cat([self._plain_hidden(who, model, row) for row in rows]).float()
+        error = float(((together - alone).norm(dim=1) / alone.norm(dim=1)).max())
+        if not error <= (0.01 if model.dtype == torch.float32 else 0.2):  # a NaN is refused too
+            raise InputError(f"{name}: reads prompts with images in a batch otherwise than one by one (hidden states are off by {error:.0%}), so hubdistill cannot distil this architecture; choose another model")
+
+    def _plain_hidden(self, who: str, model: Any, row: TokenRow) -> torch.Tensor:
+        from hubdistill.models.load import last_hidden
+
+        inputs = self.inputs(who, [row], "right").to(next(model.parameters()).device)
+        return last_hidden(model, **self.modality.plain_arguments(model, inputs))[:, -1]
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Rows [prompt | response], padded on the right; responses are the same tokens for both models."""

@@ -47,4 +47,5 @@ def arguments(model: Any, inputs: Inputs) -> dict[str, Any]:
     return dict(inputs.tokens)
 
 
-TEXT = Modality(name="text", own_view=False, pipeline_tag="text-generation", load_reader=load_reader, encode_prompt=encode_prompt, inputs=inputs, arguments=arguments)
+TEXT = Modality(name="text", own_view=False, pipeline_tag="text-generation", load_reader=load_reader, encode_prompt=encode_prompt, inputs=inputs, arguments=arguments,
+                plain_arguments=arguments)  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hubdistill.errors import InputError
@@ -119,6 +120,12 @@ def arguments(model: Any, inputs: Inputs) -> dict[str, Any]:
     return found
 
 
+def plain_arguments(model: Any, inputs: Inputs) -> dict[str, Any]:
+    """Arguments of one row with the pixels of its images, for the model to encode within its forward."""
+    pixels = inputs.images[0] if inputs.images else {}
+    return {**arguments(model, replace(inputs, images=(), image_of_row=())), **pixels}
+
+
 def _joined(outputs: Sequence[Any]) -> Any:
     """The encoder outputs of several prompts as those of one batch: what the language model takes of them, in order."""
     fields = {"pooler_output": _concatenated([output["pooler_output"] for output in outputs])}
@@ -136,4 +143,5 @@ def _concatenated(values: Sequence[Any]) -> Any:
     return [part for value in values for part in value]
 
 
-VISION = Modality(name="vision", own_view=True, pipeline_tag="image-text-to-text", load_reader=load_reader, encode_prompt=encode_prompt, inputs=inputs, arguments=arguments)
+VISION = Modality(name="vision", own_view=True, pipeline_tag="image-text-to-text", load_reader=load_reader, encode_prompt=encode_prompt, inputs=inputs, arguments=arguments,
+                  plain_arguments=plain_arguments)  # fmt: skip

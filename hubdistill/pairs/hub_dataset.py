@@ -83,8 +83,9 @@ def _undecoded(rows: Any, spec: SourceSpec) -> Any:
     import datasets
 
     column, features = spec.image_column, rows.features or {}
-    if features and all(name in features for name in spec.columns):  # else the row says what is missing
-        rows = rows.select_columns(list(spec.columns))
+    wanted = list(dict.fromkeys(spec.columns.values()))
+    if features and all(name in features for name in wanted):  # else the row says what is missing
+        rows = rows.select_columns(wanted)
     feature = features.get(column) if column else None
     if isinstance(feature, datasets.Image):
         return rows.cast_column(column, datasets.Image(decode=False))
@@ -102,7 +103,7 @@ def _dataset_problem(problem: Exception, spec: SourceSpec) -> HubdistillError:
     chain = _chain(problem)
     if any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain):
         return RunDirectoryError(
-            f"{what}: the disk of the datasets cache is full; free some space, set HF_HOME to another disk, or set `prompts.streaming: true`"
+            f"{what}: the disk of the datasets cache is full; free some space, set HF_HOME to another disk, or set `{spec.key}.streaming: true`"
         )
     said = [link for link in chain if isinstance(link, HTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled)]
     if said:
@@ -114,7 +115,7 @@ def _dataset_problem(problem: Exception, spec: SourceSpec) -> HubdistillError:
         return MissingError(f"{what}: not found ({_words(problem)}); check its name and revision")
     if re.search(r"(?i)unknown split|bad split|config", str(problem)):
         return InputError(
-            f"{what}: {_words(problem)}; set `prompts.split` and `prompts.config` to what its Hub page lists"
+            f"{what}: {_words(problem)}; set `{spec.key}.split` and `{spec.key}.config` to what its Hub page lists"
         )
     return InputError(
         f"{what}: its files cannot be read ({_words(chain[-1])}); choose another revision, or download it and name a local file"

@@ -1,7 +1,7 @@
-"""Images of dataset rows: their bytes as found, and a folder that keeps each as a small, plain file.
+"""Images of dataset rows: a folder that keeps each as a small, plain file.
 
-The only file that imports PIL. Errors of `raw_image` and `ImageStore.put` say what is wrong with the image and the fix;
-the caller puts the row in front.
+The only file that decodes images. Errors of `ImageStore.put` say what is wrong with the image and the fix; the caller
+puts the row in front.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import re
-import stat
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hubdistill.errors import InputError
 from hubdistill.files import write_atomically, write_problem
@@ -43,6 +41,19 @@ class RawImage:
 
     data: bytes
     digest: str
+
+    @classmethod
+    def of(cls, data: bytes) -> RawImage:
+        """Raises InputError for no bytes, and for more than MAX_BYTES."""
+        if not data:
+            raise InputError(f"is empty (0 bytes); {REPLACE}")
+        if len(data) > MAX_BYTES:
+            raise too_large()
+        return cls(data, _digest(data))
+
+
+def too_large() -> InputError:
+    return InputError(f"is larger than {MAX_BYTES / 2**20:,.0f} MiB; save a smaller copy")
 
 
 @dataclass(frozen=True)
@@ -111,87 +122,16 @@ class ImageStore:
         return out.getvalue()
 
 
-def raw_image(cell: Any, folder: Path | None, *, trusted_paths: bool = False) -> RawImage:
-    """The image of a dataset's cell: bytes, {bytes, path} as `datasets` writes, a PIL image, or a path as text.
-
-    Text paths are relative to `folder`, that of the data file; None (a Hub dataset) refuses them. The path of a
-    {bytes, path} is read only with `trusted_paths`, for files that `datasets` downloaded, and where there are no bytes.
-    Nothing is fetched. Raises InputError for all that is no image source, and for a file that cannot be read.
-    """
-    if isinstance(cell, dict) and "bytes" in cell and cell["bytes"] is None and cell.get("path") is not None:
-        return _raw(_read(_trusted(cell["path"], trusted_paths)))
-    data = cell.get("bytes") if isinstance(cell, dict) else cell
-    if isinstance(data, bytes | bytearray):
-        return _raw(bytes(data))
-    if isinstance(cell, str):
-        return _raw(_read(_local(cell, folder)))
+def of_pil(value: object) -> RawImage | None:
+    """An image that is decoded already, as the bytes of a PNG; None for what is none. Raises InputError as `ImageStore.put` does."""
     from PIL import Image
 
-    if isinstance(cell, Image.Image):
-        return _raw(_as_png(cell))
-    kind = {type(None): "null", dict: "an object without bytes"}.get(type(cell), f"a value of type {type(cell).__name__}")
-    raise InputError(f"holds {kind}, which is no image; give its bytes, {{bytes, path}}, or the path of its file as text")
-
-
-def _trusted(path: Any, trusted: bool) -> Path:
-    # `datasets` writes absolute paths; a relative one would be looked for wherever the command runs.
-    if not trusted or not isinstance(path, str) or not Path(path).is_absolute():
-        raise InputError(f"has no bytes, only the path {_show(path)}, which is not read; put the bytes into the data file")
-    return Path(path)
-
-
-def _local(text: str, folder: Path | None) -> Path:
-    """The file that a text names. Raises InputError for URLs, and for every text of a Hub dataset."""
-    scheme = re.match(r"\s*(data:|[a-z][a-z0-9+.-]+:/)", text, re.IGNORECASE)
-    if scheme and scheme[1].lower() == "data:":
-        raise InputError("is a data: URL, which is not read; decode it, and give the bytes or the path of a file")
-    if scheme:  # whoever wrote the data could have this machine call addresses that only it can reach
-        raise InputError(f"is the URL {_show(text)}, which is not fetched; download the images and name their files")
-    if folder is None:
-        raise InputError(f"is the text {_show(text)}; images of a Hub dataset must be in it as bytes: use a local data file for paths")
-    if not text.strip():
-        raise InputError("is an empty text; give the path of the image's file")
-    return folder / text
-
-
-def _read(path: Path) -> bytes:
-    """A file's bytes, of MAX_BYTES + 1 at most."""
-    shown = _show(str(path))
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # before it is opened: opening a FIFO waits forever
-            raise InputError(f"names {shown}, which is {'a folder' if path.is_dir() else 'no regular file'}; name the image's file")
-        if status.st_size > MAX_BYTES:
-            raise _too_large()
-        with path.open("rb") as stream:
-            return stream.read(MAX_BYTES + 1)
-    except (FileNotFoundError, NotADirectoryError) as problem:
-        raise InputError(f"names {shown}, which is not there; correct the path (it is relative to the data file's folder)") from problem
-    except OSError as problem:
-        raise InputError(f"names {shown}, which cannot be read ({problem.strerror or problem}); give a path that can be read") from problem
-    except InputError:
-        raise
-    except ValueError as problem:  # a NUL character, or half a character
-        raise InputError(f"is the text {shown}, which is no path; give the path of the image's file") from problem
-
-
-def _raw(data: bytes) -> RawImage:
-    if not data:
-        raise InputError(f"is empty (0 bytes); {REPLACE}")
-    if len(data) > MAX_BYTES:
-        raise _too_large()
-    return RawImage(data, _digest(data))
-
-
-def _too_large() -> InputError:
-    return InputError(f"is larger than {MAX_BYTES / 2**20:,.0f} MiB; save a smaller copy")
-
-
-def _as_png(image: PIL.Image.Image) -> bytes:
+    if not isinstance(value, Image.Image):
+        return None
     out = io.BytesIO()
     with _decoding():
-        _plain(_checked(image)).save(out, "PNG")
-    return out.getvalue()
+        _plain(_checked(value)).save(out, "PNG")
+    return RawImage.of(out.getvalue())
 
 
 @contextmanager
@@ -288,8 +228,3 @@ def _scaled(width: int, height: int, pixels: int) -> tuple[int, int]:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
-
-
-def _show(value: Any) -> str:
-    text = str(value)
-    return repr(text if len(text) <= 300 else text[:300] + "...")

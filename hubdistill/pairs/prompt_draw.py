@@ -129,16 +129,16 @@ class Selection:
         except InputError as problem:
             if self.skip_damaged:
                 return None
-            raise InputError(f"{row.where}: its image {problem}; or skip such rows with `prompts.damaged_images: skip`") from problem
+            raise InputError(f"{row.where}: its image {problem}; or skip such rows with `{row.key}.damaged_images: skip`") from problem
 
     def _better_response(self, again: Prompt) -> None:
-        """Of duplicates with different responses keep the first in alphabetical order, whatever the order of rows."""
+        """Of duplicates with different responses (questions: answers) keep the first in alphabetical order, whatever the order of rows."""
         for draw in (self.heldout, self.train):
-            if again.response is not None and (candidate := draw.kept.get(again.id)):
-                before = candidate.prompt.response
-                candidate.prompt = replace(
-                    candidate.prompt, response=again.response if before is None else min(before, again.response)
-                )
+            if candidate := draw.kept.get(again.id):
+                known = candidate.prompt
+                responses = [one.response for one in (known, again) if one.response is not None]
+                first = min((known, again), key=lambda one: (one.answers, one.group or ""))
+                candidate.prompt = replace(known, response=min(responses, default=None), answers=first.answers, group=first.group)
 
     def too_long(self) -> int:
         """How many would have been drawn were they short enough: the same number in any order of the rows."""

@@ -97,7 +97,7 @@ def _csv(path: Path, spec: SourceSpec) -> Iterator[tuple[int, Cells]]:
             if spec.column not in (reader.fieldnames or ()):
                 fields = list(reader.fieldnames or ())
                 raise InputError(
-                    f"{spec.dataset}: its first line has no column '{spec.column}'; {_nearest(spec.column, fields)}, and start the file with a header"
+                    f"{spec.dataset}: its first line has no column '{spec.column}'; {_nearest(spec.column, fields, spec.key + '.column')}, and start the file with a header"
                 )
             for number, row in enumerate(reader, 1):
                 if None in row:
@@ -117,14 +117,14 @@ def _parquet(path: Path, spec: SourceSpec) -> Iterator[tuple[int, Cells]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    wanted = spec.columns
+    wanted = list(dict.fromkeys(spec.columns.values()))
     number = 0
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            for column in wanted:
-                must_have(column, names, spec.dataset)
-            for batch in file.iter_batches(batch_size=256, columns=list(wanted)):
+            for field, column in spec.columns.items():
+                must_have(column, names, spec.dataset, f"{spec.key}.{field}")
+            for batch in file.iter_batches(batch_size=256, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
@@ -134,16 +134,16 @@ def _parquet(path: Path, spec: SourceSpec) -> Iterator[tuple[int, Cells]]:
         ) from problem
 
 
-def must_have(column: str, names: list[str], where: str, key: str = "column") -> None:
+def must_have(column: str, names: list[str], where: str, key: str) -> None:
     if column not in names:
         raise InputError(f"{where}: no column '{column}'; {_nearest(column, names, key)}")
 
 
-def _nearest(column: str, names: list[str], key: str = "column") -> str:
+def _nearest(column: str, names: list[str], key: str) -> str:
     found = difflib.get_close_matches(column.lower(), [name.lower() for name in names], n=1)
     guess = next((name for name in names if found and name.lower() == found[0]), None)
     listed = ", ".join(repr(name)[:60] for name in names[:12]) or "none"
-    return f"did you mean '{guess}'?" if guess else f"set `prompts.{key}` to one of: {listed}"
+    return f"did you mean '{guess}'?" if guess else f"set `{key}` to one of: {listed}"
 
 
 READERS = {".jsonl": _jsonl, ".json": _json_list, ".csv": _csv, ".parquet": _parquet}

@@ -47,6 +47,7 @@ class Row:
     damaged: bool = False  # an image of it cannot be read, and such rows are skipped
     question: QuestionsSpec | None = None  # the row is a question with answers
     group: Any = None
+    key: str = "prompts"  # the block of the recipe that names the source
 
     def error(self, what: str, fix: str, column: str | None = None) -> InputError:
         return InputError(f"{self.where} (column '{column or self.column}'): {what}; {fix}")
@@ -85,7 +86,7 @@ def read_row(row: Row) -> Prompt | None:
     if row.response_column is not None:
         after = row.response
         if after is not None and not isinstance(after, str):
-            raise row.error(f"holds {_kind(after)}", "name a column of text in `response_column`", row.response_column)
+            raise row.error(f"holds {_kind(after)}", f"name a column of text in `{row.key}.response_column`", row.response_column)
     response = None if after is None else _text(row, after) or None
     return Prompt(prompt_id(prompt, images), tuple(prompt), response, raw_images=images)
 
@@ -111,7 +112,7 @@ def _as_chat(row: Row) -> list[Any] | None:
     if value is None:
         raise row.error("the prompt is null", "fill it, or remove the row")
     if not isinstance(value, str):
-        raise row.error(f"holds {_kind(value)}", "name a column of text or chat messages in `prompts.column`")
+        raise row.error(f"holds {_kind(value)}", f"name a column of text or chat messages in `{row.key}.column`")
     if value.lstrip()[:1] != "[" or not ('"role"' in value or '"from"' in value or "'role'" in value):
         return None
     try:
@@ -132,7 +133,7 @@ def _split(row: Row, chat: list[Any]) -> tuple[list[dict[str, Any]], str | None]
     turns = [_role_and_content(row, i, turn) for i, turn in enumerate(chat)]
     users = [i for i, (role, _) in enumerate(turns) if role == "user"]
     if not users:
-        raise row.error("the chat has no user turn", "remove the row, or name another column in `prompts.column`")
+        raise row.error("the chat has no user turn", f"remove the row, or name another column in `{row.key}.column`")
     prompt = [
         {"role": role, "content": _content(row, i, content)} for i, (role, content) in enumerate(turns[: users[-1] + 1])
     ]
@@ -160,7 +161,7 @@ def _content(row: Row, i: int, content: Any) -> Any:
         if row.images is None:
             raise row.error(
                 f"turn {i + 1} is made of parts, such as images",
-                "write its content as one text, or use `target: {kind: vlm}` and `prompts.image_column` for images",
+                "write its content as one text, or use `target: {kind: vlm}` and " + f"`{row.key}.image_column` for images",
             )
         try:
             return [{**part, "text": _text(row, part["text"])} if part["type"] == "text" else part for part in parts_of(content)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from hubdistill.errors import InputError, MissingError
 from hubdistill.files import file_sha256
-from hubdistill.pairs.images import raw_image
+from hubdistill.pairs.image_sources import raw_image
 from hubdistill.pairs.prompt_files import MAX_LINE, READERS, Cells, local_rows, must_have
 from hubdistill.pairs.prompt_rows import Row, read_row
 from hubdistill.shipped import SHIPPED, find_data
@@ -77,18 +77,18 @@ def read_rows(spec: SourceSpec, base_dir: Path | None) -> Iterator[Row]:
         rows, source = local_rows(path, spec), spec.dataset
     for number, cells in rows:
         where = f"{source}:row {number}"
-        value = _cell(cells, spec.column, where, "column")
-        response = _cell(cells, spec.response_column, where, "response_column") if spec.response_column else None
-        row = Row(where, spec.column, value, response, spec.response_column)
+        value = _cell(cells, spec, "column", where)
+        response = _cell(cells, spec, "response_column", where) if spec.response_column else None
+        row = Row(where, spec.column, value, response, spec.response_column, key=spec.key)
         if isinstance(spec, QuestionsSpec):
-            group = _cell(cells, spec.type_column, where, "type_column") if spec.type_column else None
+            group = _cell(cells, spec, "type_column", where) if spec.type_column else None
             row = replace(row, question=spec, group=group)
         yield _with_images(row, cells, spec, path) if spec.image_column else row
 
 
 def _with_images(row: Row, cells: Cells, spec: SourceSpec, path: Path | None) -> Row:
     """The row with the bytes of its images; a row whose cell is null or an empty list has none."""
-    cell = _cell(cells, str(spec.image_column), row.where, "image_column")
+    cell = _cell(cells, spec, "image_column", row.where)
     # Sets with a fixed number of places for images fill the others with null.
     sources = [one for one in (cell if isinstance(cell, list) else [cell]) if one is not None]
     try:
@@ -96,7 +96,7 @@ def _with_images(row: Row, cells: Cells, spec: SourceSpec, path: Path | None) ->
     except InputError as problem:
         if spec.damaged_images == "skip":
             return replace(row, damaged=True)
-        raise InputError(f"{row.where} (column '{spec.image_column}'): {problem}; or skip such rows with `prompts.damaged_images: skip`") from problem
+        raise InputError(f"{row.where} (column '{spec.image_column}'): {problem}; or skip such rows with `{spec.key}.damaged_images: skip`") from problem
 
 
 def _downloaded(source: Any) -> bool:
@@ -107,8 +107,9 @@ def _downloaded(source: Any) -> bool:
     return isinstance(name, str) and Path(name).resolve().is_relative_to(Path(constants.HF_HOME).resolve())
 
 
-def _cell(cells: Cells, column: str, where: str, key: str) -> Any:
-    must_have(column, list(cells), where, key)
+def _cell(cells: Cells, spec: SourceSpec, field: str, where: str) -> Any:
+    column = getattr(spec, field)
+    must_have(column, list(cells), where, f"{spec.key}.{field}")
     return cells[column]
 
 
@@ -127,11 +128,10 @@ def _check_hub(spec: SourceSpec, offline: bool) -> SourceFacts:
 
     found = find_dataset(spec, offline=offline)
     what = f"dataset {spec.dataset}"
-    for column, key in ((spec.column, "column"), (spec.response_column, "response_column"), (spec.image_column, "image_column")):
-        if column and found.columns:
-            must_have(column, list(found.columns), what, key)
+    for field, column in spec.columns.items() if found.columns else ():
+        must_have(column, list(found.columns), what, f"{spec.key}.{field}")
     if found.splits and spec.split not in found.splits:
-        raise InputError(f"{what}: no split '{spec.split}'; set `prompts.split` to one of: {', '.join(found.splits)}")
+        raise InputError(f"{what}: no split '{spec.split}'; set `{spec.key}.split` to one of: {', '.join(found.splits)}")
     facts: dict[str, Any] = {
         "commit": found.commit,
         "columns": found.columns,

@@ -101,11 +101,16 @@ def load_prompts(
     train, heldout = selection.train.ordered(), selection.heldout.ordered()
     report = _report(spec, selection, [*train, *heldout])
     if not train:
-        raise InputError(
-            f"{spec.dataset}: {report.read} rows give {len(heldout)} usable prompts ({report.empty} empty, {report.duplicates} duplicates, "
-            f"{report.too_long} longer than {spec.max_tokens} tokens), and {heldout_count(spec)} are held out; lower `prompts.heldout`, raise `prompts.max_tokens` or add prompts"
-        )
+        raise InputError(f"{spec.dataset}: {report.read} rows give {_too_few(spec, report)}")
     return [one.prompt for one in train], [one.prompt for one in heldout], report
+
+
+def _too_few(spec: SourceSpec, report: PromptReport) -> str:
+    damaged = f"{report.damaged} with a damaged image, " if report.damaged else ""
+    left_out = f"({report.empty} empty, {report.duplicates} duplicates, {damaged}{report.too_long} longer than {spec.max_tokens} tokens)"
+    if isinstance(spec, PromptsSpec):
+        return f"{report.kept_heldout} usable prompts {left_out}, and {spec.heldout} are held out; lower `prompts.heldout`, raise `prompts.max_tokens` or add prompts"
+    return f"no usable question {left_out}; raise `{spec.key}.max_tokens` or add questions"
 
 
 def _report(spec: SourceSpec, selection: Selection, kept: list[Candidate]) -> PromptReport:

@@ -327,3 +327,12 @@ def test_no_verdict_from_fewer_prompts_than_an_interval_can_stand_on():
 
     assert all("too few prompts to tell" in line for line in differences(19))
     assert [line.rsplit(": ", 1)[1] for line in differences(20)] == ["better", "better", "no clear difference"]
+
+
+def test_question_sets_are_named_with_their_commit_and_license():
+    row = Measurement(metric="vqa_accuracy", subject="distilled", on="OK-VQA, no image", value=0.5, low=0.4, high=0.6, n=9, unit="share", better="higher", split="questions")
+    asked = {"OK-VQA": Data(name="org/OK-VQA", hub_id="org/OK-VQA", commit="4" * 40, license=License(id="cc-by-4.0"))}
+    text = render_card(replace(FACTS, measurements=(row,), questions=asked))
+    assert f"| questions asked | org/OK-VQA at {'4' * 40} (cc-by-4.0) |" in text
+    entry = yaml.safe_load(text.split("---")[1])["model-index"][0]["results"][0]["dataset"]
+    assert entry == {"type": "org/OK-VQA", "name": "org/OK-VQA", "split": "questions", "revision": "4" * 40}

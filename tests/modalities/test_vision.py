@@ -214,3 +214,15 @@ def test_tokens_of_other_media_in_a_text_are_refused(family: str, written: str):
     processor = tiny_vlm.FAMILIES[family]()[1]
     with pytest.raises(InputError, match="which stands for an image, a video or a sound"):
         encode_prompt(processor, [{"role": "user", "content": f"what is {written}?"}], [])
+
+
+def test_a_model_that_mixes_the_images_of_a_batch_is_refused(family, monkeypatch):
+    from hubdistill.modalities import vision
+
+    model, processor = family
+    rows = [TokenRow(row.prompt_ids, row.images) for row in rows_of(processor, ("one", "other"))[::2]]
+    reading(processor).check("student", model, rows, "org/model")
+    joined = vision._joined
+    monkeypatch.setattr(vision, "_joined", lambda outputs: joined(outputs[::-1]))
+    with pytest.raises(InputError, match="org/model: reads prompts with images in a batch otherwise than one by one"):
+        reading(processor).check("student", model, rows, "org/model")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from hubdistill.errors import InputError
 from hubdistill.pairs.image_parts import marked, parts_of, place
+from hubdistill.pairs.image_sources import state_of_files
 from hubdistill.pairs.images import ImageStore
 from hubdistill.pairs.prompt_sources import check_source
 from hubdistill.pairs.prompts import Encoded, Prompt, load_prompts, read_prompts, save_prompts
@@ -196,3 +197,54 @@ def test_questions_carry_all_answers_and_their_type(folder: Path):
     (folder / "q.jsonl").write_text(json.dumps({"question": "what?", "answers": 3, "image": None}) + "\n")
     with pytest.raises(InputError, match=r"row 1 \(column 'answers'\): holds a number; an answer is a text"):
         load_prompts(spec.model_copy(update={"type_column": None}), folder, words, 0, ImageStore(folder / "store", 10**6))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_question_that_is_there_twice_is_one_question_in_any_order(folder: Path, order: int):
+    rows = [{"question": "what colour?", "answers": ["red"] * 4, "image": "0.png"}, {"question": "what colour?", "answers": ["blue"] * 4, "image": "0.png"}]
+    (folder / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::order]))
+    spec = QuestionsSpec(dataset="q.jsonl", column="question", image_column="image")
+    found, _, report = load_prompts(spec, folder, words, 0, ImageStore(folder / "store", 10**6))
+    assert [prompt.answers for prompt in found] == [("blue",) * 4]
+    assert report.duplicates == 1
+
+
+def test_errors_of_questions_name_their_own_block(folder: Path):
+    (folder / "q.jsonl").write_text(json.dumps({"question": "what colour is it?", "answers": "red", "image": "9.png"}) + "\n")
+    spec = QuestionsSpec(dataset="q.jsonl", column="question", image_column="image", max_tokens=1)
+    for changes, said in (({}, r"or skip such rows with `questions.damaged_images: skip`"), ({"type_column": "kind"}, r"set `questions.type_column` to one of"),
+                          ({"image_column": None}, r"no usable question \(0 empty, 0 duplicates, 1 longer than 1 tokens\); raise `questions.max_tokens`")):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            load_prompts(spec.model_copy(update=changes), folder, words, 0, ImageStore(folder / "store", 10**6))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_an_image_replaced_under_its_name_changes_the_state_of_the_files(folder: Path, kind: str):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"question": "what?", "image": ["0.png", None]}, {"question": "and?", "image": ["gone.png"]}]
+    path = folder / f"rows.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    spec = PromptsSpec(dataset=path.name, column="question", image_column="image")
+    before = state_of_files(path, spec)
+    assert state_of_files(path, spec) == before
+    (folder / "1.png").write_bytes(png(9, (10, 10)))  # no row names it
+    assert state_of_files(path, spec) == before
+    (folder / "0.png").write_bytes(png(9, (10, 10)))
+    after = state_of_files(path, spec)
+    assert after != before
+    (folder / "gone.png").write_bytes(png(3))
+    assert state_of_files(path, spec) not in (before, after)
+
+
+def test_data_that_hold_their_images_name_no_files(folder: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist([{"question": "what?", "image": {"bytes": png(), "path": None}}]), folder / "rows.parquet")
+    assert state_of_files(folder / "rows.parquet", PromptsSpec(dataset="rows.parquet", column="question", image_column="image")) is None
+    assert state_of_files(folder / "rows.parquet", PromptsSpec(dataset="rows.parquet", column="question")) is None

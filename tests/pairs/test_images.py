@@ -17,7 +17,8 @@ from PIL import Image, ImageFile
 
 from hubdistill.errors import InputError
 from hubdistill.pairs import images
-from hubdistill.pairs.images import ImageStore, RawImage, raw_image
+from hubdistill.pairs.image_sources import raw_image
+from hubdistill.pairs.images import ImageStore, RawImage
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
