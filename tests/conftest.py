@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -15,6 +17,21 @@ os.environ.pop("HF_TOKEN", None)
 import pytest
 
 from tests import tiny
+
+imported = 0
+
+
+def pytest_runtest_setup():
+    """Set what was imported aside from garbage collection, whenever much was.
+
+    A run of tiny models frees memory a few dozen times, and each time the collector would walk the millions of objects
+    of torch and transformers: three quarters of a run's time. What a test makes is collected as ever.
+    """
+    global imported
+    if len(sys.modules) > imported + 100:
+        gc.collect()
+        gc.freeze()
+        imported = len(sys.modules)
 
 
 @pytest.fixture(scope="session")

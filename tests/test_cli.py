@@ -16,7 +16,7 @@ from hubdistill import cli
 from hubdistill.console import ConsoleReporter
 from hubdistill.errors import HubdistillError, InputError, TrainingError
 from tests import tiny
-from tests.command import ROOT, hubdistill
+from tests.command import ROOT, called, hubdistill
 
 FOUR_MISTAKES = """\
 target:   {kind: text}
@@ -31,15 +31,6 @@ train:
   rouns: 2
 evaluate: []
 """
-
-
-def called(monkeypatch, capsys, *arguments):
-    """`main` in this process: (exit code, stdout, stderr)."""
-    monkeypatch.setattr(sys, "argv", ["hubdistill", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    said = capsys.readouterr()
-    return stop.value.code, said.out, said.err
 
 
 def test_help_names_every_command_and_a_way_to_start(monkeypatch, capsys):
@@ -128,7 +119,7 @@ def test_recipes_can_be_listed_shown_and_copied_to_edit(tmp_path, monkeypatch, c
     assert "choose another file name" in err
 
 
-def test_a_plan_is_data_on_stdout(tmp_path):
+def test_a_plan_is_data_on_stdout(tmp_path, monkeypatch, capsys):
     tiny.write_recipe(tmp_path)
     done = hubdistill("plan", "tiny.yaml", "train.rounds=3", "--json", folder=tmp_path)
     found = json.loads(done.out)
@@ -136,26 +127,29 @@ def test_a_plan_is_data_on_stdout(tmp_path):
     assert found["rounds"] == 3
     assert [row["round"] for row in found["beta"]] == [1, 2, 3]
     assert found["steps_per_round_at_most"] == 2
-    told = hubdistill("plan", "tiny.yaml", folder=tmp_path)
-    assert "2 of at most 2 steps of 4 pairs" in told.out
-    assert told.out.endswith("Next: hubdistill run tiny.yaml\n")
-    told = hubdistill("plan", "tiny.yaml", "train.rounds=3", "evaluate=[{kind: overlap}]", folder=tmp_path)
-    assert told.out.endswith("Next: hubdistill run tiny.yaml train.rounds=3 'evaluate=[{kind: overlap}]'\n")
+    monkeypatch.chdir(tmp_path)
+    _, told, _ = called(monkeypatch, capsys, "plan", "tiny.yaml")
+    assert "2 of at most 2 steps of 4 pairs" in told
+    assert told.endswith("Next: hubdistill run tiny.yaml\n")
+    _, told, _ = called(monkeypatch, capsys, "plan", "tiny.yaml", "train.rounds=3", "evaluate=[{kind: overlap}]")
+    assert told.endswith("Next: hubdistill run tiny.yaml train.rounds=3 'evaluate=[{kind: overlap}]'\n")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_single_stage_says_how_to_go_on_in_the_same_directory(tmp_path):
+def test_a_single_stage_says_how_to_go_on_in_the_same_directory(tmp_path, monkeypatch, capsys):
     tiny.write_recipe(tmp_path)
-    done = hubdistill("prompts", "tiny.yaml", "train.rounds=3", "-o", "my run", folder=tmp_path)
-    assert done.code == 0, done.err
-    assert done.out.endswith("Next: hubdistill run tiny.yaml train.rounds=3 -o 'my run'\n")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = called(monkeypatch, capsys, "prompts", "tiny.yaml", "train.rounds=3", "-o", "my run")
+    assert code == 0, err
+    assert out.endswith("Next: hubdistill run tiny.yaml train.rounds=3 -o 'my run'\n")
 
 
-def test_a_round_that_is_not_there_is_refused_before_anything_runs(tmp_path):
+def test_a_round_that_is_not_there_is_refused_before_anything_runs(tmp_path, monkeypatch, capsys):
     tiny.write_recipe(tmp_path)
-    done = hubdistill("train", "tiny.yaml", "--round", "3", folder=tmp_path)
-    assert done.code == 2
-    assert "the recipe has 2 rounds" in " ".join(done.err.split())
+    monkeypatch.chdir(tmp_path)
+    code, _, err = called(monkeypatch, capsys, "train", "tiny.yaml", "--round", "3")
+    assert code == 2
+    assert "the recipe has 2 rounds" in " ".join(err.split())
     assert not (tmp_path / "runs").exists()
 
 

@@ -19,7 +19,7 @@ from hubdistill.run import Run
 from hubdistill.rundir import RunDirectory
 from hubdistill.stages import Workshop
 from tests import tiny
-from tests.command import hubdistill
+from tests.command import called, hubdistill
 from tests.hub_server import HubServer
 
 STAGES = ["prompts", "round_1-teacher", "warmup", "round_1-student", "round_1-train", "round_2-student", "round_2-train", "evaluate"]
@@ -203,12 +203,13 @@ def test_the_warm_up_on_ground_truth_ends_turns_as_the_template_does_and_counts_
     assert max(len(row.response_ids) for row in found) == 8
 
 
-def test_a_shorter_recipe_in_the_same_directory_is_not_told_with_the_rounds_of_the_longer_one(finished, tmp_path):
+def test_a_shorter_recipe_in_the_same_directory_is_not_told_with_the_rounds_of_the_longer_one(finished, tmp_path, monkeypatch, capsys):
     _, run, _ = finished
     folder = tmp_path / "copy"
     shutil.copytree(run.parents[1], folder)
-    done = hubdistill("run", "tiny.yaml", "train.rounds=1", folder=folder)
-    assert done.code == 0, done.err
+    monkeypatch.chdir(folder)
+    code, _, err = called(monkeypatch, capsys, "run", "tiny.yaml", "train.rounds=1")
+    assert code == 0, err
     card = (folder / "runs" / "tiny" / "README.md").read_text()
     assert "| rounds | 1, of" in card
     assert "round\\_2" not in card
@@ -296,8 +297,7 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.parametrize("storage", [{}, {"HF_HUB_DISABLE_XET": "1"}], ids=["xet", "lfs"])
-def test_an_adapter_goes_to_the_hub_and_another_machine_reproduces_it(hub, tmp_path, storage):
+def test_an_adapter_goes_to_the_hub_and_another_machine_reproduces_it(hub, tmp_path):
     import subprocess
     import sys
 
@@ -306,11 +306,11 @@ def test_an_adapter_goes_to_the_hub_and_another_machine_reproduces_it(hub, tmp_p
     from hubdistill.models.lora import load_adapter
 
     server, recipe = hub
-    repo = f"org/adapter-{'lfs' if storage else 'xet'}"
+    repo = "org/adapter-xet"
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
         folder.mkdir()
-    env = {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_alice_write", **storage}
+    env = {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_alice_write"}
     done = hubdistill("run", recipe, f"publish.repo={repo}", "-o", here / "run", folder=here, **env)
     assert done.code == 0, done.err
     assert f"Next: hubdistill pull {repo}" in done.out
@@ -340,17 +340,21 @@ def test_an_adapter_goes_to_the_hub_and_another_machine_reproduces_it(hub, tmp_p
     assert json.loads((there / "run" / "measurements.json").read_text()) == json.loads((here / "run" / "measurements.json").read_text())
 
 
-def test_a_local_base_is_pushed_beside_the_adapter_and_never_named_by_its_path(finished, hub, tmp_path):
+# The whole way above is long and goes by xet alone; here the command line meets both ways of large files.
+@pytest.mark.parametrize("storage", [{}, {"HF_HUB_DISABLE_XET": "1"}], ids=["xet", "lfs"])
+def test_a_local_base_is_pushed_beside_the_adapter_and_never_named_by_its_path(finished, hub, tmp_path, storage):
     server, _ = hub
     _, run, _ = finished
-    env = {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_alice_write"}
-    refused = hubdistill("push", run, "--repo", "org/local", folder=tmp_path, **env)
+    repo = f"org/local-{'lfs' if storage else 'xet'}"
+    env = {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_alice_write", **storage}
+    refused = hubdistill("push", run, "--repo", repo, folder=tmp_path, **env)
     assert refused.code == 2
     assert "add --base-repo ORG/NAME" in refused.err
-    done = hubdistill("push", run, "--repo", "org/local", "--base-repo", "org/local-base", "--public", folder=tmp_path, **env)
+    done = hubdistill("push", run, "--repo", repo, "--base-repo", f"{repo}-base", "--public", folder=tmp_path, **env)
     assert done.code == 0, done.err
-    pulled = json.loads(hubdistill("pull", "org/local", "--json", folder=tmp_path, **env).out)
-    assert pulled["base"] == "org/local-base"
+    pulled = json.loads(hubdistill("pull", repo, "--json", folder=tmp_path, **env).out)
+    assert pulled["base"] == f"{repo}-base"
+    assert (Path(pulled["folder"]) / "adapter_model.safetensors").read_bytes() == weights(run)
     texts = [path.read_text() for path in Path(pulled["folder"]).rglob("*") if path.suffix in (".md", ".json", ".yaml")]
     assert len(texts) >= 5
     card = (Path(pulled["folder"]) / "README.md").read_text()
