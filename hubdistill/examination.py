@@ -57,18 +57,46 @@ class Examination:
 
     def measure(self) -> list[Measurement]:
         """Every evaluation of the recipe, on every subject."""
+        plan = self.shop.plan
+        with self._held_out() as heldout:
+            found = plan.target.evaluate(heldout, plan.recipe.evaluate)
+            self._write_examples(read_prompts(self.prompts), heldout.teacher_responses)
+        return found
+
+    def reason_to_stop(self) -> str | None:
+        """Why the target would not train, measured on the student as it is."""
+        plan = self.shop.plan
+        assert plan.target.before is not None, "who asks has looked"
+        with self._held_out() as heldout:
+            return plan.target.before(heldout, plan.recipe.target.options)
+
+    @property
+    def prompts(self) -> Path:
+        return self.shop.folder / "prompts" / "heldout.parquet"
+
+    @contextmanager
+    def _held_out(self) -> Iterator[HeldOut]:
+        """What is measured on, with the teacher loaded."""
         from hubdistill.evaluation.divergence import Scorer
 
-        plan, shop = self.shop.plan, self.shop
-        prompts = read_prompts(shop.folder / "prompts" / "heldout.parquet")
+        shop = self.shop
+        prompts = read_prompts(self.prompts)
         students = shop.questions(prompts, "student")
         subjects: list[Subject] = [HeldOutSubject(self, name, adapter, students) for name, adapter in self.adapters.items()]
         with borrowed(shop.load_teacher) as teacher:
             responses = shop.sample(self.folder, "teacher", "held-out", teacher, shop.questions(prompts, "teacher"))
             scorer = Scorer(teacher, shop.reading, shop.vocab, row_finder(prompts))
-            heldout = HeldOut(scorer, shop.tokenizer, responses, subjects, self._decoding(), plan.recipe.train.seed, self._questions(prompts), self.answer)
-            found = plan.target.evaluate(heldout, plan.recipe.evaluate)
-        self._write_examples(prompts, responses)
+            yield HeldOut(scorer, shop.tokenizer, responses, subjects, self._decoding(), shop.plan.recipe.train.seed, self._questions(prompts), self.answer,
+                          self._ground_truth(prompts))  # fmt: skip
+
+    def _ground_truth(self, prompts: Sequence[Prompt]) -> list[Response]:
+        """The data set's own responses, cut at the recipe's length limit."""
+        from hubdistill.training.warmup import ground_truth_rows
+
+        shop, found = self.shop, list[Response]()
+        for prompt in prompts:
+            rows, _ = ground_truth_rows([prompt], shop.tokenizer, shop.end_id, shop.vocab, shop.plan.recipe.sampling.max_tokens, shop.media_ids)
+            found += [Response(prompt.id, row.prompt_ids, row.response_ids, "", 0) for row in rows]
         return found
 
     def _write_examples(self, prompts: Sequence[Prompt], teacher: ResponseSet) -> None:

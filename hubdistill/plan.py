@@ -69,6 +69,17 @@ class Plan:
         """Beta over the rounds."""
         return beta_table(self.preset.beta, rounds=self.recipe.train.rounds, steps=steps, end=self.preset.beta_end)
 
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """How the student is quantised; None where it is not."""
+        return self.target.quantization(self.recipe.target.options)
+
+    def number_format(self, who: str) -> str:
+        """What, besides its commit, decides a model's numbers."""
+        if who == "teacher":
+            return self.recipe.teacher.dtype
+        return self.recipe.student.dtype + (f" {digest_of([self.quantization])[:16]}" if self.quantization else "")
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-able, for plan.json and `--json`."""
         recipe = self.recipe
@@ -122,7 +133,7 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False) -> Plan:
     questions = _check_questions(loaded, offline, problems)
     target = target_named(recipe.target.kind)
     if teacher and source and student:
-        problems += target.check(teacher, student)
+        problems += target.check(teacher, student, recipe.target.options)
         problems += _check_lengths(recipe, {"teacher": teacher, "student": student})
         problems += _check_publish(recipe, student)
         problems += check_adapter(recipe, student) if recipe.lora.modules else []  # else `run` does, which needs torch anyway

@@ -42,9 +42,9 @@ from hubdistill.plan import Plan
 from hubdistill.specs import PublishSpec
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "huggingface_hub")
-RECORDED = {"name", "prompts", "questions", "teacher", "student", "student_source", "student_source_commit", "rounds", "recipe", "stages", "seconds", "loss", "beta",
+RECORDED = {"name", "prompts", "questions", "quantization", "teacher", "student", "student_source", "student_source_commit", "rounds", "recipe", "stages", "seconds", "loss", "beta",
             "warnings", "hardware", "versions", "hubdistill", "target_facts", "pipeline_tag", "files_of_this_machine"}  # fmt: skip  # what a card is made of
-SHOWN = ("kl", "agreement", "rouge_l", "vqa_accuracy", "exact_match")  # metrics that `run` ends with; of questions the whole set
+SHOWN = ("gap_closed", "perplexity", "kl", "agreement", "rouge_l", "vqa_accuracy", "exact_match")  # metrics that `run` ends with; of questions the whole set
 REPRODUCE = "reproduce.yaml"  # the resolved recipe that goes into the repository
 
 
@@ -58,6 +58,7 @@ def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: 
         "stages": dict(results),
         "hardware": hardware(plan.recipe.train.device),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "quantization": plan.quantization,
         "target_facts": plan.target.facts(plan.recipe.target.options),
         "pipeline_tag": plan.target.modality.pipeline_tag,
         "files_of_this_machine": files_of_this_machine(plan),
@@ -273,4 +274,5 @@ def _result_line(row: Measurement, by_key: Mapping[tuple[str, str, str], Measure
     steps = " -> ".join(f"{one.subject} {one.value:.3f}" for one in [*before, row])
     difference = row.differences[-1] if row.differences else None
     change = f"   ({difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}] against {difference.against})" if difference else ""
+    change = change or f"   [{row.low:.3f}, {row.high:.3f}]" * (not before)  # a share of what was before has nothing to stand against
     return f"{row.metric} on {row.on}, {row.unit}, {row.better} is better: {steps}{change}"

@@ -191,7 +191,7 @@ def _sources(recipe: Recipe) -> Iterator[tuple[KeyPath, SourceSpec]]:
 
 
 def _images(recipe: Recipe) -> Iterator[Problem]:
-    vision = recipe.target.kind == "vlm"
+    vision = _reads_images(recipe.target.kind)
     if recipe.prompts.image_column and not vision:
         yield ("prompts", "image_column"), f"has no effect, the target '{recipe.target.kind}' reads no images; remove it, or write target: {{kind: vlm}}"
     for path, source in _sources(recipe):
@@ -201,6 +201,12 @@ def _images(recipe: Recipe) -> Iterator[Problem]:
     for key in ("vision_tower", "projector"):
         if getattr(recipe.lora, key) and not vision:
             yield ("lora", key), f"has no effect, the target '{recipe.target.kind}' has none; remove it, or write target: {{kind: vlm}}"
+
+
+def _reads_images(kind: str) -> bool:
+    from hubdistill.targets import target_named
+
+    return target_named(kind).modality.own_view
 
 
 def _warmup(recipe: Recipe) -> Iterator[Problem]:
@@ -240,7 +246,7 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     for index, one in enumerate(recipe.evaluate):
         if one in recipe.evaluate[:index] or (one.questions is None and one.kind in [before.kind for before in recipe.evaluate[:index] if before.questions is None]):
             yield ("evaluate", index), f"'{one.kind}' is listed twice; keep one"
-        if one.kind == "vqa" and recipe.target.kind != "vlm":
+        if one.kind == "vqa" and not _reads_images(recipe.target.kind):
             yield ("evaluate", index), f"'vqa' asks about images, and the target '{recipe.target.kind}' reads none; remove it, or write target: {{kind: vlm}}"
         if one.kind == "vqa" and one.questions is None and not recipe.prompts.response_column:
             yield ("evaluate", index), "'vqa' needs known answers; add `questions`, or name the column of the prompts' answers in prompts.response_column"

@@ -53,6 +53,7 @@ class Run:
         self._prompts()
         if until == "prompts":
             return
+        self._before()
         last = round or self.plan.recipe.train.rounds
         for number in range(1, last + 1):
             self._sample_teacher(number)
@@ -102,6 +103,21 @@ class Run:
         inputs += [[spec.model_dump(mode="json") for _, spec in sets], [facts.commit for facts in self.plan.questions]] if sets else []
         self.directory.stage("prompts", inputs, [f"prompts/{name}.parquet" for name in ("train", "heldout", *dict(sets))], work)
 
+    def _before(self) -> None:
+        """What the target measures before anything is trained. Raises InputError where it says that training cannot help."""
+        plan = self.plan
+        if plan.target.before is None or not self._read("heldout"):
+            return
+
+        def work() -> dict[str, Any]:
+            if reason := Examination(self.shop, {"student": None}).reason_to_stop():
+                raise InputError(f"{plan.loaded.path}: {reason}")
+            return {}
+
+        inputs = [self._model("teacher"), self._model("student"), plan.recipe.target.model_dump(mode="json"), plan.recipe.sampling.model_dump(exclude=NOT_THE_TEXT),
+                  plan.recipe.train.seed, self.directory.digests["prompts"]]  # fmt: skip
+        self.directory.stage("before-training", inputs, ["evaluation/teacher.parquet"], work)
+
     def _read_questions(self, spec: QuestionsSpec, train: list[Prompt]) -> list[Prompt]:
         """A set of questions without those that are trained on. Raises InputError where none is left."""
         shop = self.shop
@@ -150,8 +166,8 @@ class Run:
 
     def _model(self, who: str) -> list[str]:
         """What decides a model's numbers: its commit and its number format."""
-        facts, spec = (self.plan.teacher, self.plan.recipe.teacher) if who == "teacher" else (self.plan.student, self.plan.recipe.student)
-        return [facts.commit, spec.dtype]
+        facts = self.plan.teacher if who == "teacher" else self.plan.student
+        return [facts.commit, self.plan.number_format(who)]
 
     def _optimisation(self, *without: str) -> dict[str, Any]:
         """The fields of `train` that training depends on."""

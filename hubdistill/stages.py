@@ -104,7 +104,7 @@ class Workshop:
         plan = self.plan
         if plan.recipe.student.layers:
             build_pruned(plan.student_source, plan.student, plan.recipe.student.layers)
-        return plan.target.load_student(plan.student, plan.recipe.student, self.device)
+        return plan.target.load_student(plan.student, plan.recipe.student, self.device, plan.recipe.target.options)
 
     def load_adapted(self, adapter: Path | None, *, trainable: bool = False) -> PeftModel:
         """The student with a saved adapter, or with a fresh one."""
@@ -161,9 +161,9 @@ class Workshop:
                settings: SamplingSpec | None = None) -> ResponseSet:  # fmt: skip
         """Sample one response a question into `folder`, resumable; see pairs/store.py. `settings` replace the recipe's."""
         recipe, sampling = self.plan.recipe, settings or self.plan.recipe.sampling
-        facts, spec = (self.plan.teacher, recipe.teacher) if who == "teacher" else (self.plan.student, recipe.student)
+        facts = self.plan.teacher if who == "teacher" else self.plan.student
         header = ResponseHeader(
-            who=who, purpose=purpose, model=facts.reference, commit=facts.commit, dtype=spec.dtype, vocab=self.vocab, adapter=folder_sha256(adapter) if adapter else None,
+            who=who, purpose=purpose, model=facts.reference, commit=facts.commit, dtype=self.plan.number_format(who), vocab=self.vocab, adapter=folder_sha256(adapter) if adapter else None,
             template=template_hash(self.readers[who]), sampling=sampling.model_dump(exclude=NOT_THE_TEXT),
             stop_ids=self.stop_ids, engine=TransformersSampler.engine, engine_version=TransformersSampler.version, seed=recipe.train.seed,
         )  # fmt: skip

@@ -62,7 +62,7 @@ print(json.dumps(results))
 """
 
 
-SMOKE = {"smoke/vlm"}  # planned in tests/test_vlm.py
+ELSEWHERE = {"smoke/vlm", "smoke/int4", "int4/smollm2-135m"}  # planned in tests/test_vlm.py and tests/test_int4.py
 VISION = {
     "vlm/tinyllava_from_llava-1.5-7b": ("llava-hf/llava-1.5-7b-hf", "bczhou/tiny-llava-v1-hf", ["lmms-lab/OK-VQA", "lmms-lab/textvqa"], 3, 32064),
     "vlm/qwen2.5-vl-3b_from_qwen2.5-vl-7b": ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct", ["lmms-lab/textvqa"], 2, 151936),
@@ -102,7 +102,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 def test_all_text_recipes_are_planned():
     assert set(TEXT) == set(EXPECTED)
     every = {file.relative_to(REPO / "recipes").with_suffix("").as_posix() for file in (REPO / "recipes").rglob("*.yaml")}
-    assert every - SMOKE - set(VISION) == {*TEXT, "quickstart"}, "a new recipe needs its plan tested here"
+    assert every - ELSEWHERE - set(VISION) == {*TEXT, "quickstart"}, "a new recipe needs its plan tested here"
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -412,7 +412,7 @@ def test_holding_out_all_prompts_is_refused(folder, heldout):
 
 def test_a_student_that_is_its_own_teacher_is_refused_unless_it_is_pruned(folder):
     (problem,) = problems_of(folder, "student.model=./teacher")
-    assert problem.endswith("student and teacher are the same model; choose a smaller student, or prune it with student.layers")
+    assert problem.endswith("choose a smaller student, prune it with student.layers, or write `target: {kind: int4}` for a student in 4 bit")
     pruned = plan_of(folder, "student.model=./teacher", "student.layers=2")
     assert (pruned.vocab, pruned.student.kind, pruned.student.config["num_hidden_layers"]) == (34, "pruned", 2)
     assert pruned.student_source.location == pruned.teacher.location != pruned.student.location
@@ -424,7 +424,7 @@ def test_a_student_that_is_its_own_teacher_is_refused_unless_it_is_pruned(folder
         ("teacher", {"vision_config": {}}, "teacher.model: ./teacher is a vision-language model; write `target: {kind: vlm}`, or name a text model"),
         ("student", {"vision_config": {}}, "student.model: ./student is a vision-language model; write `target: {kind: vlm}`, or name a text model"),
         ("teacher", {"is_encoder_decoder": True}, "teacher.model: ./teacher is an encoder-decoder; use a decoder-only language model"),
-        ("student", {"quantization_config": {}}, "student.model: ./student is quantised; this target trains floating-point students, name the unquantised model"),
+        ("student", {"quantization_config": {}}, "student.model: ./student is quantised; this target trains floating-point students, name the unquantised model, or write `target: {kind: int4}`, which quantises it on loading"),
     ],
 )  # fmt: skip
 def test_models_of_another_kind_are_refused(folder, role, changes, says):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hubdistill import targets
 from hubdistill.errors import InputError, RecipeError
 from hubdistill.hub.reproduce import files_of_this_machine, pinned_recipe
 from hubdistill.modalities.text import TEXT
@@ -22,7 +23,7 @@ from hubdistill.recipe import load_recipe
 from hubdistill.report import render_examples
 from hubdistill.run import Run
 from hubdistill.rundir import RunDirectory
-from hubdistill.targets import text
+from hubdistill.targets import int4
 from tests import tiny, tiny_vlm
 from tests.command import hubdistill
 from tests.hub_server import HubServer
@@ -286,22 +287,17 @@ def test_keys_of_images_are_refused_in_a_text_recipe(tmp_path: Path, override: s
         load_recipe(tmp_path / "tiny.yaml", [override])
 
 
-def test_a_4_bit_vision_target_is_one_replace(tmp_path: Path, notes):
-    """A target that loads its student in 4 bit runs on images by one `replace`: all else is shared."""
-    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
-
-    def load_4bit(facts, spec, device):
-        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["lm_head", "vision_tower", "multi_modal_projector"])
-        return AutoModelForImageTextToText.from_pretrained(facts.location, quantization_config=config, dtype=torch.float32, device_map={"": "cpu"}).eval()
-
-    int4 = replace(text.TARGET, name="int4", load_student=load_4bit)
-    int4_vlm = replace(int4, name="int4_vlm", modality=VISION)
+def test_a_4_bit_vision_target_is_one_replace(tmp_path: Path, notes, monkeypatch):
+    """All that int4 changes holds for images as it is."""
+    monkeypatch.setattr(targets, "TARGETS", (*targets.TARGETS, replace(int4.TARGET, name="int4_vlm", modality=VISION)))
     recipe = tmp_path / "a.yaml"
-    recipe.write_text((ROOT / "recipes" / "smoke" / "vlm.yaml").read_text())
+    recipe.write_text((ROOT / "recipes" / "smoke" / "vlm.yaml").read_text().replace("kind: vlm", "kind: int4_vlm").replace("toy:llava", "toy:tinyllava"))
     plan = make_plan(load_recipe(recipe, ["train.rounds=1", "evaluate=[{kind: divergence}]", "warmup.kind=none", "sampling.max_tokens=4"]))
     with RunDirectory(tmp_path / "run", notes.stage).locked() as directory:
-        run = Run(replace(plan, target=int4_vlm), directory, notes)
+        run = Run(plan, directory, notes)
         run.distil()
-        assert any(type(module).__name__ == "Linear4bit" for module in run.shop.load_student().modules())
-    student = json.loads((tmp_path / "run" / "measurements.json").read_text())[0]
-    assert student["n"] == 6
+        quantised = [name for name, module in run.shop.load_student().named_modules() if type(module).__name__ == "Linear4bit"]
+    assert len(quantised) == 2 * 7  # of the language model: neither the tower, nor the projector, nor the head
+    assert all("language_model.layers" in name for name in quantised)
+    found = {(row["metric"], row["subject"]): row["n"] for row in json.loads((tmp_path / "run" / "measurements.json").read_text())}
+    assert found["gap_closed", "distilled"] == 6

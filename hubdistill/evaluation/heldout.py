@@ -16,7 +16,7 @@ from hubdistill.specs import EvaluationSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hubdistill.pairs.store import ResponseSet
+    from hubdistill.pairs.store import Response, ResponseSet
 
 UNITS = {
     "kl": ("nats/token", "lower"),
@@ -28,7 +28,7 @@ UNITS = {
     "vqa_accuracy": ("share", "higher"),
     "exact_match": ("share", "higher"),
 }
-ON_TEACHER, ON_OWN = "teacher responses", "own responses"
+ON_TEACHER, ON_OWN, ON_TRUTH = "teacher responses", "own responses", "ground-truth responses"
 
 
 class Subject(Protocol):
@@ -54,6 +54,7 @@ class HeldOut:
     seed: int
     questions: Sequence[QuestionSet] = ()
     answer: Answer | None = None  # where there are questions
+    truth: Sequence[Response] = ()  # the data set's own responses to the held-out prompts
     # (metric, on) -> subject -> prompt id -> value
     values: dict[tuple[str, str], dict[str, dict[str, float]]] = field(default_factory=dict)
 
@@ -68,6 +69,7 @@ def measure(heldout: HeldOut, specs: Sequence[EvaluationSpec]) -> list[Measureme
         # The teacher on its own responses: only its NLL (the entropy of what it said) can be above zero.
         own = heldout.scorer.score(heldout.scorer.teacher, list(heldout.teacher_responses.rows()))
         heldout.keep("teacher", "nll", ON_TEACHER, own["nll"])
+        _score_truth(heldout, "teacher", heldout.scorer.teacher)
     if heldout.questions:
         _ask(heldout, "teacher", heldout.scorer.teacher)
     for subject in heldout.subjects:
@@ -84,9 +86,15 @@ def _measure_subject(heldout: HeldOut, subject: Subject, kinds: set[str]) -> Non
                 for metric, values in heldout.scorer.score(model, responses).items():
                     if metric != "nll" or on == ON_TEACHER:
                         heldout.keep(subject.name, metric, on, values)
+            _score_truth(heldout, subject.name, model)
         _ask(heldout, subject.name, model)
     if "overlap" in kinds:
         heldout.keep(subject.name, "rouge_l", ON_OWN, rouge_l(heldout.tokenizer, own, teacher))
+
+
+def _score_truth(heldout: HeldOut, name: str, model: PreTrainedModel) -> None:
+    if heldout.truth:
+        heldout.keep(name, "nll", ON_TRUTH, heldout.scorer.score(model, heldout.truth)["nll"])
 
 
 def _ask(heldout: HeldOut, name: str, model: PreTrainedModel) -> None:
@@ -103,6 +111,8 @@ def _rows(heldout: HeldOut, metric: str, on: str, by_subject: dict[str, dict[str
     described: dict[str, Any] = {"metric": metric, "on": on, "unit": unit, "better": better, "decoding": heldout.decoding, "seed": heldout.seed}
     if metric in ("vqa_accuracy", "exact_match"):
         described |= {"decoding": "greedy", "split": QUESTIONS}
+    if on == ON_TRUTH:
+        described["decoding"] = ""
     rows: list[Measurement] = []
     earlier: list[str] = []
     for name, values in by_subject.items():

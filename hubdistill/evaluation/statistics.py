@@ -71,6 +71,19 @@ def mean_and_interval(values: list[float], seed: int = 0) -> tuple[float, float,
     return float(array.mean()), float(low), float(high)
 
 
+def share(parts: list[float], wholes: list[float], seed: int = 0) -> tuple[float, float, float]:
+    """sum(parts) / sum(wholes) and its 95 % percentile-bootstrap interval; both lists are of the same prompts, in order."""
+    import numpy
+
+    if not parts:
+        raise ValueError("there is no value to take a share of; measure at least one prompt")
+    both = numpy.asarray([parts, wholes], dtype=numpy.float64)
+    generator = numpy.random.default_rng(seed)
+    picked = both[:, generator.integers(0, both.shape[1], size=(RESAMPLES, both.shape[1]))].sum(axis=2)
+    low, high = numpy.percentile(picked[0] / picked[1], [2.5, 97.5])
+    return float(both[0].sum() / both[1].sum()), float(low), float(high)
+
+
 def paired_difference(values: Mapping[str, float], against: Mapping[str, float], name: str, seed: int = 0) -> Difference:
     """Mean of value minus `against` over the prompts that both have, with its interval. Keys are prompt ids."""
     shared = sorted(values.keys() & against.keys())

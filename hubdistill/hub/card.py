@@ -133,6 +133,7 @@ class CardFacts:
     seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall-clock seconds
     versions: Mapping[str, str] = field(default_factory=dict)  # package -> version
     merge_advice: str = ""
+    quantization: Mapping[str, bool | str] | None = None  # of the base, as BitsAndBytesConfig takes it
     chat_template_file: bool = False  # the repository carries chat_template.jinja
     vllm: bool = True  # False where vLLM would refuse the adapter (DoRA, modules_to_save)
 
@@ -194,6 +195,7 @@ def _metadata(facts: CardFacts) -> str:
             "teacher": facts.teacher.name,
             **({"teacher_revision": facts.teacher.commit} if facts.teacher.commit else {}),
             **({"base_revision": base.commit} if base.commit else {}),
+            **({"quantization": dict(facts.quantization)} if facts.quantization else {}),
             "version": hubdistill.__version__,
         },
     )
@@ -211,6 +213,7 @@ def _use(facts: CardFacts) -> Use:
         pipeline_tag=facts.pipeline_tag,
         chat_template_file=facts.chat_template_file,
         local=facts.repo is None,
+        quantization=facts.quantization,
     )
 
 

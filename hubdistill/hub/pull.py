@@ -10,13 +10,13 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubdistill.errors import HubdistillError, InputError, MissingError
 from hubdistill.hub.adapter_check import LARGEST_CONFIG, AdapterFacts, check_adapter, refuse_names
-from hubdistill.hub.card_merge import split_card
+from hubdistill.hub.card_use import CardUse, card_use
 from hubdistill.hub.failures import DELAYS, endpoint_warning, explained, hub_token, is_unreachable, log, retrying
 from hubdistill.hub.names import CARD, CONFIG, FILES, RECIPE, TEMPLATE, WEIGHTS, is_hub_id, require_revision
 from hubdistill.hub.snippets import Use, load_snippet, merge_snippet, vllm_snippet
@@ -43,7 +43,7 @@ class Pulled:
     rank: int
     recipe: Path | None
     chat_template: Path | None
-    pipeline_tag: str = "text-generation"
+    use: CardUse = field(default_factory=CardUse)
 
 
 def pull(ref: str, revision: str | None = None, output: Path | None = None, expect_base: str | None = None) -> Pulled:
@@ -82,22 +82,8 @@ def _pulled(folder: Path, repo: str | None, commit: str | None, facts: AdapterFa
         rank=facts.rank,
         recipe=there(RECIPE),
         chat_template=there(TEMPLATE),
-        pipeline_tag=_pipeline_tag(folder / CARD),
+        use=card_use(folder / CARD),
     )
-
-
-def _pipeline_tag(card: Path) -> str:
-    """What the card says the model does, as far as the snippets differ by it; a card that cannot be read is no obstacle."""
-    try:
-        tag = (
-            split_card(card.read_text(encoding="utf-8", errors="replace"))[0].get("pipeline_tag")
-            if card.is_file()
-            else None
-        )
-    except InputError as error:
-        log.warning("%s", error)
-        tag = None
-    return "image-text-to-text" if tag == "image-text-to-text" else "text-generation"
 
 
 def _require_ref(ref: str) -> str:
@@ -261,11 +247,13 @@ def usage(pulled: Pulled) -> str:
         adapter=pulled.repo or str(pulled.folder),
         revision=pulled.commit,
         rank=pulled.rank,
-        pipeline_tag=pulled.pipeline_tag,
+        pipeline_tag=pulled.use.pipeline_tag,
+        quantization=pulled.use.quantization,
         name=(pulled.repo or pulled.folder.resolve().name).rsplit("/", 1)[-1],
         chat_template_file=pulled.chat_template is not None,
         local=pulled.repo is None,
     )
-    parts = [f"# transformers and PEFT\n{load_snippet(use)}", f"# merged into the base\n{merge_snippet(use)}"]
-    served = vllm_snippet(use)
+    merged, served = merge_snippet(use), vllm_snippet(use)
+    parts = [f"# transformers and PEFT\n{load_snippet(use)}"]
+    parts += [f"# merged into the base\n{merged}"] if merged else []
     return "\n\n".join([*parts, f"# vLLM (shell)\n{served}"] if served else parts)

@@ -23,6 +23,8 @@ METRICS = {
     "rouge_l": "ROUGE-L against the teacher's response",
     "vqa_accuracy": "VQA accuracy",
     "exact_match": "exact match",
+    "perplexity": "perplexity",
+    "gap_closed": "share of the gap to full precision that was closed",
 }
 
 

@@ -54,7 +54,17 @@ def card_facts(record: Mapping[str, Any], measurements: tuple[Measurement, ...],
         seconds=record["seconds"],
         versions={"hubdistill": record["hubdistill"], **record["versions"]},
         chat_template_file=template,
+        quantization=record["quantization"],
+        merge_advice=_merge_advice(record["quantization"]),
     )  # fmt: skip
+
+
+def _merge_advice(quantization: Mapping[str, Any] | None) -> str:
+    if quantization is None:
+        return ""
+    kind = str(quantization["bnb_4bit_quant_type"]).upper()
+    return (f"Serve it unmerged, on the base in {kind}: the adapter makes up for what {kind} rounds away. Merged into the 4-bit base it would be rounded with it; merged into "
+            f"the full-precision base it would correct errors that this base does not make. Neither was measured.")  # fmt: skip
 
 
 def _data(found: Mapping[str, Any]) -> cards.Data:

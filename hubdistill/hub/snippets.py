@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank accepts in vLLM 0.32; 16 is its default
@@ -33,6 +34,7 @@ class Use:
     pipeline_tag: str = "text-generation"
     chat_template_file: bool = False  # the adapter brings chat_template.jinja, because the base's differs
     local: bool = False
+    quantization: Mapping[str, bool | str] | None = None  # how the base is loaded, as BitsAndBytesConfig takes it
 
 
 def _pinned(repo: str, revision: str | None) -> str:
@@ -46,11 +48,15 @@ def load_snippet(use: Use) -> str:
         ("AutoModelForImageTextToText", "AutoProcessor") if vision else ("AutoModelForCausalLM", "AutoTokenizer")
     )
     name = "processor" if vision else "tok"
+    settings = ", ".join(f"{key}={value!r}" for key, value in (use.quantization or {}).items())
     lines = [
         "from peft import PeftModel",
-        f"from transformers import {model}, {tok}",
+        f"from transformers import {model}, {tok}" + (", BitsAndBytesConfig" if settings else ""),
         "",
-        f'base = {model}.from_pretrained({_pinned(use.base, use.base_commit)}, dtype="auto", device_map="auto")',
+        *([f"quantization = BitsAndBytesConfig({settings})"] if settings else []),
+        f"base = {model}.from_pretrained({_pinned(use.base, use.base_commit)}, "
+        + ("quantization_config=quantization, " if settings else "")
+        + 'dtype="auto", device_map="auto")',
         f"model = PeftModel.from_pretrained(base, {_pinned(use.adapter, None if use.local else use.revision)})",
         f"{name} = {tok}.from_pretrained({_pinned(use.base, use.base_commit)})",
     ]
@@ -74,12 +80,12 @@ def vllm_rank(rank: int) -> int | None:
 
 
 def vllm_snippet(use: Use) -> str | None:
-    """Shell commands that serve the adapter with vLLM; None for a rank it cannot hold.
+    """Shell commands that serve the adapter with vLLM; None for a rank it cannot hold, and for a base in 4 bit (not tried).
 
     `--lora-modules` takes no revision, so the pinned adapter is downloaded first and served from its folder.
     """
     allowed = vllm_rank(use.rank)
-    if allowed is None:
+    if allowed is None or use.quantization:
         return None
     folder = use.adapter if use.local else f"./{use.name}"
     serve = f"vllm serve {shlex.quote(use.base)}" + (
@@ -95,8 +101,10 @@ def vllm_snippet(use: Use) -> str | None:
     return f"hf download {shlex.quote(use.adapter)}{pin} --local-dir {shlex.quote(folder)}\n{serve}"
 
 
-def merge_snippet(use: Use) -> str:
-    """Python that merges the adapter into the base, after `load_snippet`."""
+def merge_snippet(use: Use) -> str | None:
+    """Python that merges the adapter into the base, after `load_snippet`; None for a base in 4 bit, where it would be rounded again."""
+    if use.quantization:
+        return None
     tok = "processor" if use.pipeline_tag == "image-text-to-text" else "tok"
     return (
         "merged = model.merge_and_unload(safe_merge=True)  # raises on NaN instead of merging it\n"

@@ -71,6 +71,12 @@ def projector_layers(model: PreTrainedModel) -> list[str]:
     return [f"{_path_of(model, inner)}.{name}" for name in beside + within]
 
 
+def floating_layers(model: PreTrainedModel) -> list[str]:
+    """Paths of the linear layers that are not in the language model's blocks: the head, and a vision tower with its projector."""
+    blocks = f"{_path_of(model, model.get_decoder())}.layers."
+    return [name for name in _linear(model) if not name.startswith(blocks)]
+
+
 def _depth_used(config: Any) -> int | None:
     """How many blocks of the vision tower are used; None for all."""
     layers, total = getattr(config, "vision_feature_layer", None), getattr(config.vision_config, "num_hidden_layers", None)

@@ -51,13 +51,14 @@ def load_model(facts: ModelFacts, dtype: str, device: torch.device) -> PreTraine
     return model.to(device).eval()
 
 
-def read_weights(facts: ModelFacts, dtype: torch.dtype | str) -> PreTrainedModel:
-    """A model from its safetensors files, on the CPU. Raises InputError unless every weight is in them."""
+def read_weights(facts: ModelFacts, dtype: torch.dtype | str, **settings: Any) -> PreTrainedModel:
+    """A model from its safetensors files, on the CPU unless `settings` of `from_pretrained` say more. Raises InputError unless every weight is in them."""
     # Gemma-2 caps its attention scores; sdpa, the default, leaves the cap out and so computes another model.
-    capped: Any = {"attn_implementation": "eager"} if facts.text_config.get("attn_logit_softcapping") else {}
+    if facts.text_config.get("attn_logit_softcapping"):
+        settings["attn_implementation"] = "eager"
     try:
         loaded: Any = auto_class(facts.config).from_pretrained(facts.location, revision=facts.revision, dtype=dtype, use_safetensors=True,
-                                                           trust_remote_code=facts.trust_remote_code, output_loading_info=True, **capped)  # fmt: skip
+                                                           trust_remote_code=facts.trust_remote_code, output_loading_info=True, **settings)  # fmt: skip
     except LOAD_PROBLEMS as problem:
         raise InputError(f"{facts.reference}: transformers cannot load it as a {'vision-' if facts.has_vision else 'causal '}language model ({problem}); check the model and its revision") from problem
     model, found = loaded

@@ -26,16 +26,16 @@ TEMPLATE = (
 
 @dataclass(frozen=True)
 class Toy:
-    """A LLaVA: its vision tower, and its sizes. A CLIP tower has a class token, which LLaVA leaves out; a SigLIP tower has none."""
+    """A Llama, or a LLaVA where it has a vision tower. A CLIP tower has a class token, which LLaVA leaves out; a SigLIP tower has none."""
 
-    tower: str  # "clip" or "siglip"
+    tower: str | None  # "clip" or "siglip"
     image: int  # pixels of a side; patches have 8
     hidden: int
     layers: int
     seed: int
 
 
-TOYS = {"llava": Toy("clip", 32, 32, 3, 1), "tinyllava": Toy("siglip", 24, 24, 2, 2)}
+TOYS = {"llama": Toy(None, 0, 32, 3, 3), "llava": Toy("clip", 32, 32, 3, 1), "tinyllava": Toy("siglip", 24, 24, 2, 2)}
 
 
 def toy_named(name: str) -> Toy:
@@ -58,7 +58,7 @@ def built(name: str, folder: Path) -> Path:
         try:
             toy = toy_named(name)
             _model(toy).save_pretrained(work)
-            processor(toy).save_pretrained(work)
+            (processor(toy) if toy.tower else _tokenizer()).save_pretrained(work)
             publish_folder(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -67,26 +67,26 @@ def built(name: str, folder: Path) -> Path:
 
 def _model(toy: Toy) -> Any:
     import torch
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        SiglipVisionConfig,
-    )
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    tower = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}[toy.tower]
-    more = {} if toy.tower == "clip" else {"vision_use_head": False}
-    vision = tower(hidden_size=toy.hidden, intermediate_size=2 * toy.hidden, num_hidden_layers=2, num_attention_heads=2, image_size=toy.image, patch_size=8, **more)
     text = LlamaConfig(vocab_size=len(SPECIAL) + 256, hidden_size=toy.hidden, intermediate_size=2 * toy.hidden, num_hidden_layers=toy.layers,
                        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, pad_token_id=0,
                        initializer_range=0.2)  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(toy.seed)
+        return _llava(toy, text) if toy.tower else LlamaForCausalLM(text)
+
+
+def _llava(toy: Toy, text: Any) -> Any:
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+
+    tower = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}[str(toy.tower)]
+    more = {} if toy.tower == "clip" else {"vision_use_head": False}
+    vision = tower(hidden_size=toy.hidden, intermediate_size=2 * toy.hidden, num_hidden_layers=2, num_attention_heads=2, image_size=toy.image, patch_size=8, **more)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=3, image_seq_length=(toy.image // 8) ** 2,
                          vision_feature_layer=-2 if toy.tower == "clip" else -1,
                          vision_feature_select_strategy="default" if toy.tower == "clip" else "full")  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(toy.seed)
-        return LlavaForConditionalGeneration(config)
+    return LlavaForConditionalGeneration(config)
 
 
 def processor(toy: Toy, patch: int = 8) -> Any:
@@ -103,7 +103,7 @@ def image_processor(toy: Toy) -> Any:
     from transformers import AutoImageProcessor
 
     side = {"height": toy.image, "width": toy.image}
-    kind = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}[toy.tower]
+    kind = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}[str(toy.tower)]
     crop = {"crop_size": side, "size": {"shortest_edge": toy.image}} if toy.tower == "clip" else {"size": side}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "preprocessor_config.json").write_text(f'{{"image_processor_type": "{kind}"}}', encoding="utf-8")
@@ -119,4 +119,4 @@ def _tokenizer() -> Any:
     inner = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
-                                   extra_special_tokens={"image_token": "<image>"}, padding_side="left")  # fmt: skip
+                                   extra_special_tokens={"image_token": "<image>"}, padding_side="left", chat_template=TEMPLATE)  # fmt: skip

@@ -1,9 +1,9 @@
 """The targets a recipe can name, explicitly."""
 
-from hubdistill.targets import text, vlm
+from hubdistill.targets import int4, text, vlm
 from hubdistill.targets.base import Target
 
-TARGETS: tuple[Target, ...] = (text.TARGET, vlm.TARGET)
+TARGETS: tuple[Target, ...] = (text.TARGET, vlm.TARGET, int4.TARGET)
 
 
 def target_named(kind: str) -> Target:

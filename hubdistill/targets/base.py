@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hubdistill.modalities.base import Modality
 from hubdistill.specs import Spec
@@ -22,8 +22,10 @@ class Target:
     name: str  # == module name == the recipe's target.kind
     options: type[Spec]  # keys it adds under `target:`
     modality: Modality
-    load_student: Callable[..., PreTrainedModel]  # (facts, StudentSpec, device)
+    load_student: Callable[..., PreTrainedModel]  # (facts, StudentSpec, device, options)
     load_teacher: Callable[..., PreTrainedModel]  # (facts, TeacherSpec, device)
-    check: Callable[..., list[str]]  # (teacher facts, student facts) -> problems, each `key: what; fix`
+    check: Callable[..., list[str]]  # (teacher facts, student facts, options) -> problems, each `key: what; fix`
     evaluate: Callable[..., list[Measurement]]  # (HeldOut, EvaluationSpecs)
     facts: Callable[..., dict[str, str]]  # (options) -> rows for the card
+    quantization: Callable[..., dict[str, Any] | None]  # (options) -> how the student is quantised, as transformers' BitsAndBytesConfig takes it
+    before: Callable[..., str | None] | None = None  # (HeldOut, options) -> why not to train, measured before the first round

@@ -31,14 +31,14 @@ def load(facts: ModelFacts, spec: ModelSpec, device: torch.device) -> PreTrained
     return model
 
 
-def load_student(facts: ModelFacts, spec: ModelSpec, device: torch.device) -> PreTrainedModel:
+def load_student(facts: ModelFacts, spec: ModelSpec, device: torch.device, options: Spec) -> PreTrainedModel:
     """`load`, but a float16 checkpoint is read as bfloat16: gradients of a loss that is not scaled vanish in float16."""
     saved = facts.text_config.get("dtype") or facts.text_config.get("torch_dtype")
     as_read = "bfloat16" if spec.dtype == "auto" and saved == "float16" and device.type != "cpu" else spec.dtype
     return load(facts, spec.model_copy(update={"dtype": as_read}), device)
 
 
-def check(teacher: ModelFacts, student: ModelFacts) -> list[str]:
+def check(teacher: ModelFacts, student: ModelFacts, options: Spec) -> list[str]:
     """Problems that make a text recipe impossible, from the configs alone."""
     problems = [
         f"{role}.model: {facts.reference} is a vision-language model; write `target: {{kind: vlm}}`, or name a text model"
@@ -48,16 +48,22 @@ def check(teacher: ModelFacts, student: ModelFacts) -> list[str]:
     return problems + check_pair(teacher, student)
 
 
+def check_architecture(teacher: ModelFacts, student: ModelFacts) -> list[str]:
+    """Problems of a model on its own."""
+    return [
+        f"{role}.model: {facts.reference} is an encoder-decoder; use a decoder-only language model"
+        for role, facts in (("teacher", teacher), ("student", student))
+        if facts.config.get("is_encoder_decoder")
+    ]
+
+
 def check_pair(teacher: ModelFacts, student: ModelFacts) -> list[str]:
     """Problems that make a recipe impossible whatever the models read."""
-    problems = []
-    for role, facts in (("teacher", teacher), ("student", student)):
-        if facts.config.get("is_encoder_decoder"):
-            problems.append(f"{role}.model: {facts.reference} is an encoder-decoder; use a decoder-only language model")
+    problems = check_architecture(teacher, student)
     if "quantization_config" in student.config:
-        problems.append(f"student.model: {student.reference} is quantised; this target trains floating-point students, name the unquantised model")
+        problems.append(f"student.model: {student.reference} is quantised; this target trains floating-point students, name the unquantised model, or write `target: {{kind: int4}}`, which quantises it on loading")
     if teacher.config and student.config and teacher.location == student.location and teacher.commit == student.commit:
-        problems.append("student.model: student and teacher are the same model; choose a smaller student, or prune it with student.layers")
+        problems.append("student.model: student and teacher are the same model; choose a smaller student, prune it with student.layers, or write `target: {kind: int4}` for a student in 4 bit")
     return problems
 
 
@@ -74,5 +80,6 @@ def facts(options: TextOptions) -> dict[str, str]:
 
 
 TARGET = Target(
-    name="text", options=TextOptions, modality=TEXT, load_student=load_student, load_teacher=load, check=check, evaluate=evaluate, facts=facts
-)
+    name="text", options=TextOptions, modality=TEXT, load_student=load_student, load_teacher=load, check=check, evaluate=evaluate, facts=facts,
+    quantization=lambda options: None,
+)  # fmt: skip

@@ -19,7 +19,7 @@ class VlmOptions(Spec):
     """The vlm target adds no keys; images are named by `prompts.image_column`."""
 
 
-def check(teacher: ModelFacts, student: ModelFacts) -> list[str]:
+def check(teacher: ModelFacts, student: ModelFacts, options: Spec) -> list[str]:
     """Problems that make a vision-language recipe impossible, from the configs alone."""
     problems = text.check_pair(teacher, student)
     for role, facts in (("teacher", teacher), ("student", student)):

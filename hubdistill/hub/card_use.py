@@ -1,0 +1,42 @@
+"""What a published card says of how its adapter is loaded, as far as the snippets differ by it. It comes from outside, and
+goes into code that people run: only known values are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hubdistill.errors import InputError
+from hubdistill.hub.card_merge import split_card
+from hubdistill.hub.failures import log
+
+QUANTIZATION = {"load_in_4bit": (True,), "bnb_4bit_quant_type": ("nf4", "fp4"), "bnb_4bit_use_double_quant": (True, False)}
+
+
+@dataclass(frozen=True)
+class CardUse:
+    """`quantization` is of the base, as `BitsAndBytesConfig` takes it."""
+
+    pipeline_tag: str = "text-generation"
+    quantization: Mapping[str, bool | str] | None = None
+
+
+def card_use(card: Path) -> CardUse:
+    """A card that is not there or cannot be read is no obstacle."""
+    try:
+        said = split_card(card.read_text(encoding="utf-8", errors="replace"))[0] if card.is_file() else {}
+    except InputError as error:
+        log.warning("%s", error)
+        return CardUse()
+    tag = "image-text-to-text" if said.get("pipeline_tag") == "image-text-to-text" else "text-generation"
+    return CardUse(tag, _quantization(said.get("hubdistill")))
+
+
+def _quantization(ours: Any) -> dict[str, bool | str] | None:
+    found = ours.get("quantization") if isinstance(ours, Mapping) else None
+    if not isinstance(found, Mapping) or found.keys() != QUANTIZATION.keys():
+        return None
+    known = all(any(type(found[key]) is type(value) and found[key] == value for value in values) for key, values in QUANTIZATION.items())
+    return dict(found) if known else None
