@@ -5,7 +5,6 @@ A recipe that cannot work fails here, in seconds, not after an hour of sampling.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from hubdistill.losses.schedules import beta_table
 from hubdistill.models.pruned import pruned_facts
 from hubdistill.models.sources import NOT_RESOLVED, ModelFacts, find_model
 from hubdistill.pairs.prompt_sources import SourceFacts, check_source
+from hubdistill.plan_checks import check_adapter, check_lengths, check_publish, check_readers, check_settings
 from hubdistill.recipe import LoadedRecipe, Recipe
 from hubdistill.targets import target_named
 from hubdistill.targets.base import Target
@@ -127,21 +127,21 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False) -> Plan:
     Raises RecipeError with every problem found; `offline` leaves what is not cached unresolved instead.
     """
     recipe, processes = loaded.recipe, int(os.environ.get("WORLD_SIZE") or 1)
-    problems = _check_settings(recipe, processes)
+    problems = check_settings(recipe, processes)
     found = _resolve(loaded, offline, problems)
     teacher, source, student, prompts = found
     questions = _check_questions(loaded, offline, problems)
     target = target_named(recipe.target.kind)
     if teacher and source and student:
         problems += target.check(teacher, student, recipe.target.options)
-        problems += _check_lengths(recipe, {"teacher": teacher, "student": student})
-        problems += _check_publish(recipe, student)
+        problems += check_lengths(recipe, {"teacher": teacher, "student": student})
+        problems += check_publish(recipe, student)
         problems += check_adapter(recipe, student) if recipe.lora.modules else []  # else `run` does, which needs torch anyway
     if prompts and prompts.rows is not None and prompts.rows <= recipe.prompts.heldout:
         problems.append(f"prompts.heldout: {recipe.prompts.heldout} of {prompts.rows} rows leaves nothing to train on; lower it")
     if prompts and prompts.responses is False and recipe.warmup.kind == "sft" and recipe.warmup.responses == "ground_truth":
         problems.append("warmup.responses: the first prompts have no ground-truth response; name their column in prompts.response_column, or write warmup.responses: teacher")
-    problems += [] if problems else _check_readers(target, {"teacher": teacher, "student": source})
+    problems += [] if problems else check_readers(target, {"teacher": teacher, "student": source})
     vocab = None if problems else _common_vocab(teacher, source, offline, problems)
     if problems:
         raise RecipeError([f"{loaded.path}: {problem}" for problem in problems])
@@ -181,77 +181,6 @@ def _check_questions(loaded: LoadedRecipe, offline: bool, problems: list[str]) -
         except HubdistillError as problem:
             problems.append(f"evaluate[{index}].questions: {problem}")
     return tuple(found)
-
-
-def _check_readers(target: Target, models: dict[str, ModelFacts]) -> list[str]:
-    """Whether models on this machine have the processor that a vision target needs; those of the Hub show when a run begins."""
-    problems, teacher = [], None
-    for role, facts in models.items() if target.modality.own_view else ():
-        try:
-            teacher = target.modality.load_reader(facts, teacher) if facts.kind != "hub" else None
-        except HubdistillError as problem:
-            problems.append(f"{role}.model: {problem}")
-    return problems
-
-
-def _check_settings(recipe: Recipe, processes: int) -> list[str]:
-    problems = []
-    if recipe.train.pairs_per_step % (recipe.train.micro_batch * processes):
-        problems.append(
-            f"train.pairs_per_step: {recipe.train.pairs_per_step} is not a multiple of micro_batch x processes = "
-            f"{recipe.train.micro_batch} x {processes}; change one of them"
-        )
-    if recipe.sampling.engine == "vllm":
-        problems.append("sampling.engine: vllm is not in this version; write `transformers`")
-    if recipe.student.dtype == "float16":
-        problems.append("student.dtype: gradients vanish in float16; write bfloat16 or float32")
-    problems += [
-        f"{key}: the student trains on the first GPU that it sees; write `{device.split(':')[0]}` and choose the GPU with CUDA_VISIBLE_DEVICES"
-        for key, device in (("train.device", recipe.train.device),)
-        if ":" in device and not device.endswith(":0")
-    ]
-    if processes > 1:
-        problems.append(f"several processes (WORLD_SIZE is {processes}) are not in this version; start hubdistill without torchrun or accelerate")
-    tracker = recipe.train.tracker
-    if tracker != "none" and not importlib.util.find_spec(tracker):
-        problems.append(f"train.tracker: {tracker} is not installed; `pip install {tracker}`, or write `none` (metrics.jsonl is always written)")
-    return problems
-
-
-def _check_lengths(recipe: Recipe, models: dict[str, ModelFacts]) -> list[str]:
-    wanted = {"prompts.max_tokens + sampling.max_tokens": recipe.prompts.max_tokens + recipe.sampling.max_tokens}
-    for index, one in enumerate(recipe.evaluate):
-        asked = one.questions or recipe.prompts
-        if one.kind == "vqa":
-            wanted[f"evaluate[{index}]: {'questions' if one.questions else 'prompts'}.max_tokens + max_tokens"] = asked.max_tokens + one.max_tokens
-    return [
-        f"{role}.model: {names} = {tokens}, and {facts.reference} reads {limit} positions; lower one of them"
-        for role, facts in models.items()
-        for names, tokens in wanted.items()
-        if isinstance(limit := facts.text_config.get("max_position_embeddings"), int) and limit < tokens
-    ]
-
-
-def check_adapter(recipe: Recipe, student: ModelFacts) -> list[str]:
-    """Whether the student has the layers to adapt, from its config; imports torch."""
-    if not student.config or student.trust_remote_code:
-        return []
-    from hubdistill.models.layers import adapted_layers
-
-    try:
-        adapted_layers(student, recipe.lora)
-    except HubdistillError as problem:
-        return [str(problem)]
-    return []
-
-
-def _check_publish(recipe: Recipe, student: ModelFacts) -> list[str]:
-    if recipe.publish and not recipe.publish.base_repo and student.kind != "hub":
-        return [
-            f"publish.repo: the adapter's base would be {student.reference}, which is not on the Hub, so nobody could load it; "
-            f"add publish.base_repo: ORG/NAME to push that base too"
-        ]
-    return []
 
 
 def _common_vocab(teacher: ModelFacts, student: ModelFacts, offline: bool, problems: list[str]) -> int | None:
@@ -294,6 +223,8 @@ def _warnings(plan: Plan, offline: bool) -> list[str]:
         found.append("offline: what is marked 'not resolved' is pinned when the recipe runs online")
     if plan.vocab is None:
         found.append("the vocabularies were not compared: a tokenizer is not in the cache")
+    if plan.target.modality.own_view and not plan.recipe.prompts.image_column:
+        found.append("prompts.image_column is not given: no prompt has an image, and nothing is learnt about them")
     if plan.recipe.prompts.heldout == 0 and plan.recipe.evaluate:
         found.append("prompts.heldout is 0: nothing can be evaluated, and the card will hold no result")
     if not plan.student.license and plan.student.config and not offline:  # a card is not asked for offline

@@ -58,7 +58,7 @@ def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: 
         "stages": dict(results),
         "hardware": hardware(plan.recipe.train.device),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "quantization": plan.quantization,
+        "quantization": _quantization(plan),
         "target_facts": plan.target.facts(plan.recipe.target.options),
         "pipeline_tag": plan.target.modality.pipeline_tag,
         "files_of_this_machine": files_of_this_machine(plan),
@@ -68,6 +68,17 @@ def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: 
     write_json(path / "run.json", without_paths(record, names))
     write_json(path / "location.json", {"base": plan.student.location, "kind": plan.student.kind, "chat_template": template})
     write_atomically(path / REPRODUCE, pinned_recipe(plan).encode())
+
+
+def _quantization(plan: Plan) -> dict[str, Any] | None:
+    """How the student was loaded, whole, for the code that the card shows: bitsandbytes would compute in float32 unless told."""
+    if plan.quantization is None:
+        return None
+    from hubdistill.models.load import pick_device
+    from hubdistill.models.quantized import compute_dtype
+
+    compute = compute_dtype(plan.recipe.student.dtype, pick_device(plan.recipe.train.device))
+    return plan.quantization | {"bnb_4bit_compute_dtype": str(compute).removeprefix("torch.")}
 
 
 def hardware(device: str) -> str:
@@ -259,7 +270,7 @@ def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measureme
         "card": str(path / "README.md"),
         "time": cards.duration(sum(record["seconds"].values())),
         "prompts": next((row.n for row in chosen if row.split != QUESTIONS), chosen[0].n if chosen else 0),
-        "results": [_result_line(row, by_key) for row in chosen],
+        "results": [_result_line(row, by_key) + (f"   (n = {row.n})" if row.split == QUESTIONS else "") for row in chosen],
         "measurements": [row.as_dict() for row in measurements],
         "repo": done.repo if done else None,
         "url": done.url if done else None,

@@ -248,6 +248,10 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
             yield ("evaluate", index), f"'{one.kind}' is listed twice; keep one"
         if one.kind == "vqa" and not _reads_images(recipe.target.kind):
             yield ("evaluate", index), f"'vqa' asks about images, and the target '{recipe.target.kind}' reads none; remove it, or write target: {{kind: vlm}}"
+        if one.questions and not one.questions.image_column:
+            yield ("evaluate", index, "questions"), "name no images, and 'vqa' measures what an image is worth; name their column in image_column"
+        if one.kind == "vqa" and one.questions is None and not recipe.prompts.image_column:
+            yield ("evaluate", index), "'vqa' asks the held-out prompts, and they have no images; name their column in prompts.image_column, or add `questions`"
         if one.kind == "vqa" and one.questions is None and not recipe.prompts.response_column:
             yield ("evaluate", index), "'vqa' needs known answers; add `questions`, or name the column of the prompts' answers in prompts.response_column"
     if kinds and not recipe.prompts.heldout:

@@ -6,28 +6,26 @@ Each stage reads files and writes files, loads only the models it needs, and fre
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hubdistill import __version__
 from hubdistill.errors import InputError, RecipeError
-from hubdistill.evaluation.questions import not_trained_on
 from hubdistill.evaluation.statistics import Measurement
-from hubdistill.examination import Examination, question_sets, row_finder
+from hubdistill.examination import Examination, row_finder
 from hubdistill.files import digest_of, write_atomically, write_json
 from hubdistill.losses.schedules import AlphaCurriculum
 from hubdistill.modalities.base import Row
 from hubdistill.models.sources import read_json
-from hubdistill.pairs.image_sources import state_of_files
 from hubdistill.pairs.join import Pairs
-from hubdistill.pairs.prompt_sources import local_file
-from hubdistill.pairs.prompts import Prompt, load_prompts, read_prompts, save_prompts
+from hubdistill.pairs.prompts import Prompt, read_prompts
 from hubdistill.pairs.store import ResponseSet, read_responses
-from hubdistill.plan import Plan, check_adapter
+from hubdistill.plan import Plan
+from hubdistill.plan_checks import check_adapter
+from hubdistill.prompting import Prompting
 from hubdistill.rundir import RunDirectory
-from hubdistill.specs import QuestionsSpec, SourceSpec
 from hubdistill.stages import NOT_THE_RESULT, NOT_THE_TEXT, Reporter, Workshop, borrowed
 
 
@@ -80,28 +78,7 @@ class Run:
         write_atomically(self.path / "recipe.yaml", self.plan.loaded.text.encode())
 
     def _prompts(self) -> None:
-        recipe = self.plan.recipe
-        folder = self.path / "prompts"
-        sets = question_sets(recipe.evaluate)
-
-        def work() -> dict[str, Any]:
-            shop = self.shop
-            (self.path / "run.json").unlink(missing_ok=True)  # as in _begin: images may have changed under an unchanged plan
-            train, heldout, report = load_prompts(recipe.prompts, self._base, shop.encode, recipe.train.seed, shop.images)
-            saved = {"train": train, "heldout": heldout}
-            saved |= {name: self._read_questions(spec, train) for name, spec in sets}
-            for name, prompts in saved.items():
-                save_prompts(folder / f"{name}.parquet", prompts, shop.encode)
-            shop.images.keep_only(name for prompts in saved.values() for prompt in prompts for name in prompt.images)
-            for line in report.lines():
-                self.reporter.note(line)
-            return report.as_dict()
-
-        inputs = [recipe.prompts.model_dump(mode="json"), self.plan.prompts.commit, self.plan.teacher.commit, recipe.train.seed]
-        inputs += [self.plan.student_source.commit] if self.plan.target.modality.own_view else []
-        inputs += [[file_state for spec in (recipe.prompts, *(spec for _, spec in sets)) if (file_state := self._images_on_disk(spec))]]
-        inputs += [[spec.model_dump(mode="json") for _, spec in sets], [facts.commit for facts in self.plan.questions]] if sets else []
-        self.directory.stage("prompts", inputs, [f"prompts/{name}.parquet" for name in ("train", "heldout", *dict(sets))], work)
+        Prompting(self.shop, self.directory).read()
 
     def _before(self) -> None:
         """What the target measures before anything is trained. Raises InputError where it says that training cannot help."""
@@ -117,26 +94,6 @@ class Run:
         inputs = [self._model("teacher"), self._model("student"), plan.recipe.target.model_dump(mode="json"), plan.recipe.sampling.model_dump(exclude=NOT_THE_TEXT),
                   plan.recipe.train.seed, self.directory.digests["prompts"]]  # fmt: skip
         self.directory.stage("before-training", inputs, ["evaluation/teacher.parquet"], work)
-
-    def _read_questions(self, spec: QuestionsSpec, train: list[Prompt]) -> list[Prompt]:
-        """A set of questions without those that are trained on. Raises InputError where none is left."""
-        shop = self.shop
-        found, _, report = load_prompts(spec, self._base, shop.encode, self.plan.recipe.train.seed, shop.store(spec.image_pixels))
-        kept = not_trained_on(found, train, spec.instruction)
-        if not kept:
-            raise InputError(f"{spec.dataset}: all of its {len(found)} questions are training prompts, so they would measure memory; name another file or split in `questions`")
-        trained = f"; left out: {len(found) - len(kept)} that are training prompts" if len(kept) < len(found) else ""
-        self.reporter.note(f"{spec.dataset}: {'; '.join(replace(report, without_response=0).lines())}{trained}".replace("training prompts, 0 held out", "questions"))
-        return kept
-
-    @property
-    def _base(self) -> Path | None:
-        """Folder that local data files are relative to; None for a recipe from the Hub, which may not name any."""
-        return None if self.plan.loaded.origin == "hub" else self.plan.base_dir
-
-    def _images_on_disk(self, spec: SourceSpec) -> str | None:
-        path = local_file(spec, self._base)
-        return state_of_files(path, spec) if path else None
 
     def _read(self, split: str) -> list[Prompt]:
         return read_prompts(self.path / "prompts" / f"{split}.parquet")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,3 +69,28 @@ def called(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
         cli.main()
     said = capsys.readouterr()
     return stop.value.code, said.out, said.err
+
+
+def finished_run(folder: Path, recipe: str, said: str) -> Path:
+    """The run directory of a shipped smoke recipe, through the command line, which ends with what is `said`."""
+    done = hubdistill("run", recipe, folder=folder)
+    assert done.code == 0, done.err
+    assert said in done.out
+    return folder / "runs" / recipe.replace("/", "-")
+
+
+def as_a_user(code: str, folder: Path, **env: str) -> dict[str, Any]:
+    """What Python code prints as JSON on its last line, on a machine that has nothing yet but what is installed."""
+    home = {"PATH": "", "HOME": str(folder / "new"), "HF_HOME": str(folder / "new" / "hf"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=home | env, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def pushed_and_pulled(run: Path, folder: Path, **env: str) -> str:
+    """What `pull` prints of a run's adapter, once it and its base are on the Hub."""
+    pushed = hubdistill("push", run, "--repo", "org/smoke", "--base-repo", "org/smoke-base", folder=folder, **env)
+    assert pushed.code == 0, pushed.err
+    pulled = hubdistill("pull", "org/smoke", "--base", "org/smoke-base", folder=folder, **env)
+    assert pulled.code == 0, pulled.err
+    return pulled.out

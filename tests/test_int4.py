@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from hubdistill.recipe import load_recipe
 from hubdistill.specs import ModelSpec
 from hubdistill.targets import int4
 from hubdistill.targets.int4 import Int4Options
-from tests.command import hubdistill
+from tests.command import as_a_user, finished_run, hubdistill, pushed_and_pulled
 from tests.hub_server import HubServer
 
 ALICE = "hf_alice_write"
@@ -34,11 +32,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """The smoke recipe's run, through the command line."""
-    folder = tmp_path_factory.mktemp("int4")
-    done = hubdistill("run", "smoke/int4", folder=folder)
-    assert done.code == 0, done.err
-    assert "gap_closed on kl, teacher responses, share, higher is better: distilled" in done.out
-    return folder / "runs" / "smoke-int4"
+    return finished_run(tmp_path_factory.mktemp("int4"), "smoke/int4", "gap_closed on kl, teacher responses, share, higher is better: distilled")
 
 
 def test_three_models_are_measured_and_the_share_of_the_gap_is_what_their_means_say(finished: Path):
@@ -49,10 +43,12 @@ def test_three_models_are_measured_and_the_share_of_the_gap_is_what_their_means_
     assert closed["value"] == pytest.approx((before - after) / before)
     assert closed["low"] < closed["value"] < closed["high"]
     assert ("nll", "teacher responses", "teacher") in rows
+    assert next(iter(rows))[0] == "gap_closed"  # first in what `run` prints, and in the card
     card = (finished / "README.md").read_text()
     assert "trained on the base in 4 bit (nf4, bitsandbytes)" in card
     assert "Serve it unmerged, on the base in NF4" in card
     assert "merge_and_unload" not in card
+    assert "bnb_4bit_compute_dtype='float32'" in card
 
 
 USER = """
@@ -70,16 +66,10 @@ def test_the_adapter_comes_back_from_the_hub_and_runs_on_the_base_in_4_bit(finis
     env = {"HF_TOKEN": ALICE}
     with HubServer() as server:
         env |= {"HF_ENDPOINT": server.url}
-        pushed = hubdistill("push", finished, "--repo", "org/smoke", "--base-repo", "org/smoke-base", folder=tmp_path, **env)
-        assert pushed.code == 0, pushed.err
-        pulled = hubdistill("pull", "org/smoke", "--base", "org/smoke-base", folder=tmp_path, **env)
-        assert pulled.code == 0, pulled.err
-        assert "merge" not in pulled.out
-        (tmp_path / "snippet.py").write_text(pulled.out.split("# transformers and PEFT")[1])
-        user = {"PATH": "", "HOME": str(tmp_path / "new"), "HF_HOME": str(tmp_path / "new" / "hf"), "OMP_NUM_THREADS": "1", **env}
-        done = subprocess.run([sys.executable, "-c", USER], cwd=tmp_path, env=user, capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-    said = json.loads(done.stdout.splitlines()[-1])
+        pulled = pushed_and_pulled(finished, tmp_path, **env)
+        assert "merge" not in pulled
+        (tmp_path / "snippet.py").write_text(pulled.split("# transformers and PEFT")[1])
+        said = as_a_user(USER, tmp_path, **env)
     assert said["layer"] == "Linear4bit"
     facts = find_model(ModelSpec(model="toy:llama"), tmp_path)
     torch.set_num_threads(1)
@@ -171,11 +161,11 @@ def test_without_bitsandbytes_and_of_quantised_models_the_plan_says_so(tmp_path:
     assert "pip install bitsandbytes" in int4.check(facts, facts, Int4Options())[0]
 
 
-@pytest.mark.parametrize("said", ["nf4\\n", "{load_in_4bit: true}", "{load_in_4bit: 1, bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true}",
-                                  "{load_in_4bit: true, bnb_4bit_quant_type: \"nf4'), print(1\", bnb_4bit_use_double_quant: true}"])  # fmt: skip
+@pytest.mark.parametrize("said", ["nf4\\n", "{load_in_4bit: true}", "{load_in_4bit: 1, bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true, bnb_4bit_compute_dtype: float32}",
+                                  "{load_in_4bit: true, bnb_4bit_quant_type: \"nf4'), print(1\", bnb_4bit_use_double_quant: true, bnb_4bit_compute_dtype: float32}"])  # fmt: skip
 def test_a_card_puts_nothing_of_its_own_into_the_code_that_is_shown(tmp_path: Path, said: str):
     (tmp_path / "README.md").write_text(f"---\nhubdistill:\n  quantization: {said}\n---\n")
     assert card_use(tmp_path / "README.md").quantization is None
-    known = "{load_in_4bit: true, bnb_4bit_quant_type: fp4, bnb_4bit_use_double_quant: false}"
+    known = "{load_in_4bit: true, bnb_4bit_quant_type: fp4, bnb_4bit_use_double_quant: false, bnb_4bit_compute_dtype: bfloat16}"
     (tmp_path / "README.md").write_text(f"---\nhubdistill:\n  quantization: {known}\n---\n")
-    assert card_use(tmp_path / "README.md").quantization == {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False}
+    assert card_use(tmp_path / "README.md").quantization == {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False, "bnb_4bit_compute_dtype": "bfloat16"}

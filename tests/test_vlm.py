@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from hubdistill.run import Run
 from hubdistill.rundir import RunDirectory
 from hubdistill.targets import int4
 from tests import tiny, tiny_vlm
-from tests.command import hubdistill
+from tests.command import as_a_user, finished_run, hubdistill, pushed_and_pulled
 from tests.hub_server import HubServer
 
 ALICE = "hf_alice_write"
@@ -35,11 +33,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """The smoke recipe's run, through the command line."""
-    folder = tmp_path_factory.mktemp("vlm")
-    done = hubdistill("run", "smoke/vlm", folder=folder)
-    assert done.code == 0, done.err
-    assert "exact_match on smoke_vlm" in done.out
-    return folder / "runs" / "smoke-vlm"
+    return finished_run(tmp_path_factory.mktemp("vlm"), "smoke/vlm", "exact_match on smoke_vlm")
 
 
 def test_the_smoke_recipe_leaves_a_whole_run(finished: Path):
@@ -106,18 +100,12 @@ def test_the_adapter_comes_back_from_the_hub_and_answers_as_the_card_says(finish
     env = {"HF_TOKEN": ALICE, **storage}
     with HubServer() as server:
         env |= {"HF_ENDPOINT": server.url}
-        pushed = hubdistill("push", finished, "--repo", "org/smoke", "--base-repo", "org/smoke-base", folder=tmp_path, **env)
-        assert pushed.code == 0, pushed.err
-        pulled = hubdistill("pull", "org/smoke", "--base", "org/smoke-base", folder=tmp_path, **env)
-        assert pulled.code == 0, pulled.err
-        snippet = pulled.out.split("# merged")[0].split("# transformers and PEFT")[1].split("# vLLM")[0]
+        pulled = pushed_and_pulled(finished, tmp_path, **env)
+        snippet = pulled.split("# merged")[0].split("# transformers and PEFT")[1].split("# vLLM")[0]
         (tmp_path / "snippet.py").write_text(snippet)
         picture = ROOT / "recipes" / "data" / "smoke_vlm" / "red_circle.png"
         (tmp_path / "picture.png").write_bytes(picture.read_bytes())
-        user = {"PATH": "", "HOME": str(tmp_path / "new"), "HF_HOME": str(tmp_path / "new" / "hf"), "OMP_NUM_THREADS": "1", **env}
-        done = subprocess.run([sys.executable, "-c", USER], cwd=tmp_path, env=user, capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-    said = json.loads(done.stdout.splitlines()[-1])
+        said = as_a_user(USER, tmp_path, **env)
     assert (said["processor"], said["pixels"]) == ("LlavaProcessor", [1, 3, 24, 24])  # the student's, not the teacher's
     # The same by hand, from the files of the run.
     base = json.loads((finished / "location.json").read_text())["base"]
@@ -212,14 +200,16 @@ def test_an_image_that_was_replaced_is_read_again(tmp_path: Path, notes):
 
 
 def test_plan_says_what_will_be_asked(tmp_path: Path):
-    (tmp_path / "q.jsonl").write_text('{"question": "what?", "answer": "this"}\n' * 3)
+    (tmp_path / "q.jsonl").write_text('{"question": "what?", "answer": "this", "image": null}\n' * 3)
     (tmp_path / "a.yaml").write_text((ROOT / "recipes" / "smoke" / "vlm.yaml").read_text())
-    asked = "evaluate=[{kind: vqa, max_tokens: %d, questions: {dataset: q.jsonl, column: question, response_column: answer, count: %d}}]"
+    asked = "evaluate=[{kind: vqa, max_tokens: %d, questions: {dataset: q.jsonl, column: question, image_column: image, response_column: answer, count: %d}}]"
     done = hubdistill("plan", tmp_path / "a.yaml", asked % (8, 2), folder=tmp_path)
     assert re.search(r"questions q.jsonl  commit [0-9a-f]{64}, at most 2 questions\n", done.out), done.err
     refused = hubdistill("plan", tmp_path / "a.yaml", asked % (100_000, 2), folder=tmp_path)
     assert refused.code == 2
     assert "evaluate[0]: questions.max_tokens + max_tokens = 100512, and toy:llava reads" in refused.err
+    blind = hubdistill("plan", tmp_path / "a.yaml", "prompts.image_column=null", "evaluate=[{kind: overlap}]", folder=tmp_path)
+    assert "warning: prompts.image_column is not given: no prompt has an image" in blind.out, blind.err
 
 
 def test_a_family_that_cannot_share_features_is_refused_in_the_plan(tmp_path: Path):

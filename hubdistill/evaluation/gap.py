@@ -28,25 +28,28 @@ def within_noise(heldout: HeldOut) -> str | None:
 
 
 def with_gap(heldout: HeldOut, rows: Sequence[Measurement]) -> list[Measurement]:
-    """`rows`, perplexities after each NLL of ground truth, and the share of the gap that the later subjects closed."""
-    found = list[Measurement]()
+    """The share of the gap that the later subjects closed; then `rows`, with a perplexity after each NLL of ground truth."""
+    found = [one for metric, on in (("kl", ON_TEACHER), ("nll", ON_TRUTH)) for one in _closed(rows, heldout.values.get((metric, on), {}), metric, on)]
     for row in rows:
         found.append(row)
         if (row.metric, row.on) == ("nll", ON_TRUTH):
             low, value, high = (math.exp(number) for number in (row.low, row.value, row.high))
             found.append(replace(row, metric=PERPLEXITY, value=value, low=low, high=high, unit="per token", differences=()))
-    for metric, on in (("kl", ON_TEACHER), ("nll", ON_TRUTH)):
-        found += _closed(rows, heldout.values.get((metric, on), {}), metric, on)
     return found
 
 
 def _closed(rows: Sequence[Measurement], values: Mapping[str, Mapping[str, float]], metric: str, on: str) -> list[Measurement]:
-    """(student - subject) / (student - teacher), over the prompts that all have; the teacher's kl to itself is zero."""
+    """(student - subject) / (student - teacher), over the prompts that all have; the teacher's kl to itself is zero.
+
+    None where the gap itself is within noise: a share of nothing is no number to print.
+    """
     like = next((row for row in rows if (row.metric, row.on) == (metric, on)), None)
     if like is None or "student" not in values:
         return []
     quantised = values["student"]
     full = values.get("teacher", dict.fromkeys(quantised, 0.0))
+    if paired_difference(quantised, full, "teacher", like.seed).low <= 0:
+        return []
     found = []
     for subject in [name for name in values if name not in ("student", "teacher")]:
         ids = sorted(quantised.keys() & full.keys() & values[subject].keys())

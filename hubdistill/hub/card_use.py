@@ -12,7 +12,12 @@ from hubdistill.errors import InputError
 from hubdistill.hub.card_merge import split_card
 from hubdistill.hub.failures import log
 
-QUANTIZATION = {"load_in_4bit": (True,), "bnb_4bit_quant_type": ("nf4", "fp4"), "bnb_4bit_use_double_quant": (True, False)}
+QUANTIZATION: dict[str, tuple[bool | str, ...]] = {
+    "load_in_4bit": (True,),
+    "bnb_4bit_quant_type": ("nf4", "fp4"),
+    "bnb_4bit_use_double_quant": (True, False),
+    "bnb_4bit_compute_dtype": ("float32", "bfloat16", "float16"),
+}
 
 
 @dataclass(frozen=True)

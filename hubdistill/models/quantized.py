@@ -5,24 +5,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from hubdistill.errors import InputError
 from hubdistill.models.layers import empty_model, floating_layers
 from hubdistill.models.load import DTYPES, read_weights
 from hubdistill.models.sources import ModelFacts
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
+
+
+def compute_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """What the 4-bit layers multiply in, for a recipe's `student.dtype`."""
+    return DTYPES.get(dtype) or (torch.float32 if device.type == "cpu" else torch.bfloat16)
 
 
 def load_4bit(facts: ModelFacts, dtype: str, device: torch.device, settings: dict[str, Any]) -> PreTrainedModel:
     """The model in evaluation mode, frozen, ready for an adapter. `settings` are those of `BitsAndBytesConfig` but for
     the compute dtype, which is `dtype` (`auto`: bfloat16, float32 on CPU). Raises InputError."""
-    import torch
     from peft import prepare_model_for_kbit_training
     from transformers import BitsAndBytesConfig
 
-    compute = DTYPES.get(dtype) or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    compute = compute_dtype(dtype, device)
     config = BitsAndBytesConfig(**settings, bnb_4bit_compute_dtype=compute, llm_int8_skip_modules=floating_layers(empty_model(facts, "student")))
     model: Any = read_weights(facts, compute, quantization_config=config, device_map={"": device})
     if not any(type(module).__name__ == "Linear4bit" for module in model.modules()):

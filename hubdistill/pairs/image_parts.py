@@ -6,19 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MARK = "<image>"  # how LLaVA's data sets mark an image inside a text
+OWN_IMAGE = ("url", "image", "path", "base64", "image_url")  # keys under which transformers and OpenAI's format look for it
 
 Part = dict[str, str]
 
 
 def parts_of(content: Any) -> list[Part]:
-    """A message's content as parts; ValueError says what is wrong with it. Keys of an image part are left out: the
-    images themselves come from the row's image column."""
+    """A message's content as parts; ValueError says what is wrong with it. The images themselves come from the row's
+    image column, so a part that names one of its own is refused: another would stand in its place."""
     found: list[Part] = []
     for part in [content] if isinstance(content, dict) else content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and isinstance(part.get("text"), str):
             found.append({"type": "text", "text": part["text"]})
         elif kind in ("image", "image_url"):
+            if own := next((key for key in OWN_IMAGE if part.get(key)), None):
+                raise ValueError(f"has an image part that names an image of its own (`{own}`)")
             found.append({"type": "image"})
         else:
             raise ValueError(f"has a part of type {kind!r}" if kind not in ("text", None) else "has a part that is neither text nor image")

@@ -166,7 +166,7 @@ def _content(row: Row, i: int, content: Any) -> Any:
         try:
             return [{**part, "text": _text(row, part["text"])} if part["type"] == "text" else part for part in parts_of(content)]
         except ValueError as problem:
-            raise row.error(f"turn {i + 1} {problem}", "parts are {type: text, text: ...} and {type: image}; remove the row") from problem
+            raise row.error(f"turn {i + 1} {problem}", f"parts are {{type: text, text: ...}} and {{type: image}}, whose images stand in the column of `{row.key}.image_column`") from problem
     if not isinstance(content, str):
         raise row.error(f"the content of turn {i + 1} is {_kind(content)}", "write it as text")
     return _text(row, content)

@@ -43,11 +43,13 @@ def test_the_gap_that_is_closed_is_paired_and_measured_from_the_teacher():
     rows = [ROW, replace(ROW, metric="nll", on=ON_TRUTH, value=2.0, low=1.0, high=3.0)]
     found = with_gap(SimpleNamespace(values=values), rows)  # type: ignore[arg-type]
     assert [(row.metric, row.subject, row.on) for row in found] == [
-        ("kl", "student", ON_TEACHER), ("nll", "student", ON_TRUTH), ("perplexity", "student", ON_TRUTH), ("gap_closed", "distilled", "kl, teacher responses"),
-        ("gap_closed", "warm-up", "nll, ground-truth responses"), ("gap_closed", "distilled", "nll, ground-truth responses"),
+        ("gap_closed", "distilled", "kl, teacher responses"), ("gap_closed", "warm-up", "nll, ground-truth responses"), ("gap_closed", "distilled", "nll, ground-truth responses"),
+        ("kl", "student", ON_TEACHER), ("nll", "student", ON_TRUTH), ("perplexity", "student", ON_TRUTH),
     ]  # fmt: skip
-    assert [row.value for row in found[2:]] == [math.exp(2.0), 0.75, 0.0, 2 / 3]
-    assert (found[2].low, found[2].high) == (math.exp(1.0), math.exp(3.0))
+    assert [row.value for row in found[:3]] == [0.75, 0.0, 2 / 3]
+    assert (found[-1].low, found[-1].value, found[-1].high) == (math.exp(1.0), math.exp(2.0), math.exp(3.0))
+    nothing = {("kl", ON_TEACHER): {"student": {"a": 0.0, "b": 0.0}, "distilled": {"a": 0.1, "b": 0.2}}}
+    assert with_gap(SimpleNamespace(values=nothing), [ROW]) == [ROW]  # type: ignore[arg-type]
 
 
 class Scorer:

@@ -74,10 +74,11 @@ def test_marks_and_images_that_do_not_match_are_an_error(content, images):
 
 
 def test_parts_are_text_and_images_only():
-    assert parts_of([{"type": "image", "url": "http://10.0.0.1/a.png"}, text("a"), {"type": "image_url", "image_url": {}}]) == [IMAGE, text("a"), IMAGE]
+    assert parts_of([{"type": "image", "index": 0, "text": None}, text("a"), {"type": "image_url", "image_url": {}}]) == [IMAGE, text("a"), IMAGE]
     assert marked("<image>") == [IMAGE]
-    for wrong in ([{"type": "video"}], [{"type": "text"}], ["plain"], [{"type": "text", "text": 3}]):
-        with pytest.raises(ValueError, match="has a part"):
+    for wrong in ([{"type": "video"}], [{"type": "text"}], ["plain"], [{"type": "text", "text": 3}], [{"type": "image", "url": "http://10.0.0.1/a.png"}],
+                  [{"type": "image", "image": "a.png"}], [{"type": "image_url", "image_url": {"url": "https://a.example/b.png"}}]):  # fmt: skip
+        with pytest.raises(ValueError, match=r"has an? (image )?part"):
             parts_of(wrong)
 
 

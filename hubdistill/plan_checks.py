@@ -1,0 +1,84 @@
+"""What `plan` checks once models are found: each gives problems, one `key: what; fix` a line."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from hubdistill.errors import HubdistillError
+from hubdistill.models.sources import ModelFacts
+from hubdistill.recipe import Recipe
+from hubdistill.targets.base import Target
+
+
+def check_settings(recipe: Recipe, processes: int) -> list[str]:
+    """Settings that contradict each other, this version or this machine."""
+    problems = []
+    if recipe.train.pairs_per_step % (recipe.train.micro_batch * processes):
+        problems.append(
+            f"train.pairs_per_step: {recipe.train.pairs_per_step} is not a multiple of micro_batch x processes = "
+            f"{recipe.train.micro_batch} x {processes}; change one of them"
+        )
+    if recipe.sampling.engine == "vllm":
+        problems.append("sampling.engine: vllm is not in this version; write `transformers`")
+    if recipe.student.dtype == "float16":
+        problems.append("student.dtype: gradients vanish in float16; write bfloat16 or float32")
+    problems += [
+        f"{key}: the student trains on the first GPU that it sees; write `{device.split(':')[0]}` and choose the GPU with CUDA_VISIBLE_DEVICES"
+        for key, device in (("train.device", recipe.train.device),)
+        if ":" in device and not device.endswith(":0")
+    ]
+    if processes > 1:
+        problems.append(f"several processes (WORLD_SIZE is {processes}) are not in this version; start hubdistill without torchrun or accelerate")
+    tracker = recipe.train.tracker
+    if tracker != "none" and not importlib.util.find_spec(tracker):
+        problems.append(f"train.tracker: {tracker} is not installed; `pip install {tracker}`, or write `none` (metrics.jsonl is always written)")
+    return problems
+
+
+def check_lengths(recipe: Recipe, models: dict[str, ModelFacts]) -> list[str]:
+    """Whether both models read prompts and responses of the lengths that the recipe allows."""
+    wanted = {"prompts.max_tokens + sampling.max_tokens": recipe.prompts.max_tokens + recipe.sampling.max_tokens}
+    for index, one in enumerate(recipe.evaluate):
+        asked = one.questions or recipe.prompts
+        if one.kind == "vqa":
+            wanted[f"evaluate[{index}]: {'questions' if one.questions else 'prompts'}.max_tokens + max_tokens"] = asked.max_tokens + one.max_tokens
+    return [
+        f"{role}.model: {names} = {tokens}, and {facts.reference} reads {limit} positions; lower one of them"
+        for role, facts in models.items()
+        for names, tokens in wanted.items()
+        if isinstance(limit := facts.text_config.get("max_position_embeddings"), int) and limit < tokens
+    ]
+
+
+def check_adapter(recipe: Recipe, student: ModelFacts) -> list[str]:
+    """Whether the student has the layers to adapt, from its config; imports torch."""
+    if not student.config or student.trust_remote_code:
+        return []
+    from hubdistill.models.layers import adapted_layers
+
+    try:
+        adapted_layers(student, recipe.lora)
+    except HubdistillError as problem:
+        return [str(problem)]
+    return []
+
+
+def check_publish(recipe: Recipe, student: ModelFacts) -> list[str]:
+    """Whether others could load what would be published."""
+    if recipe.publish and not recipe.publish.base_repo and student.kind != "hub":
+        return [
+            f"publish.repo: the adapter's base would be {student.reference}, which is not on the Hub, so nobody could load it; "
+            f"add publish.base_repo: ORG/NAME to push that base too"
+        ]
+    return []
+
+
+def check_readers(target: Target, models: dict[str, ModelFacts]) -> list[str]:
+    """Whether models on this machine have the processor that a vision target needs; those of the Hub show when a run begins."""
+    problems, teacher = [], None
+    for role, facts in models.items() if target.modality.own_view else ():
+        try:
+            teacher = target.modality.load_reader(facts, teacher) if facts.kind != "hub" else None
+        except HubdistillError as problem:
+            problems.append(f"{role}.model: {problem}")
+    return problems
