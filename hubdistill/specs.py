@@ -120,13 +120,13 @@ class WarmupSpec(Spec):
 class LossSpec(Spec):
     """The contrastive loss. A preset fills every field that is left out; see docs/method.md."""
 
-    preset: Literal["distillm2", "paper", "released", "cald", "gkd", "kl"] = Field("distillm2", description="distillm2: alpha curriculum, linear beta ramp. paper: Algorithm 1 to the letter. released: what the authors' code ran. cald: eq. 5. To compare with, on the same responses: gkd, generalised JSD at 0.5; kl, forward KL.")
+    preset: Literal["distillm2", "paper", "released", "cald", "gkd", "kl", "tvd", "sft"] = Field("distillm2", description="distillm2: alpha curriculum, linear beta ramp. paper: Algorithm 1 to the letter. released: what the authors' code ran. cald: eq. 5. To compare with, on the same responses: gkd, generalised JSD at 0.5; kl, forward KL; tvd, total variation, which is how often a draft is rejected; sft, fine-tuning on the teacher's.")
     alpha: float | None = Field(None, gt=0, lt=1, description="Skew alpha_0: share of the other model in the mixture.")
     alpha_range: Annotated[tuple[float, float], Strict(False)] | None = Field(None, description="Lower and upper clip of the curriculum's alpha (0.01 and 0.1 in B.3).")
     anchor: Literal["off", "frozen", "batch", "ema"] | None = Field(None, description="Mean gap m that the curriculum aims at; `off` keeps alpha constant.")
     nonpositive_gap: Literal["max", "min"] | None = Field(None, description="Alpha where the gap is not positive: the upper or the lower clip.")
     mix_grad: Literal["exact", "detached"] | None = Field(None, description="Whether the gradient flows through the mixture.")
-    beta: Literal["linear", "paper", "released", "constant"] | None = Field(None, description="Schedule of beta, the weight of the student-response term.")
+    beta: Literal["linear", "paper", "released", "constant", "off"] | None = Field(None, description="Schedule of beta, the weight of the student-response term; `off` is 0.")
     beta_end: float | None = Field(None, ge=0, le=1, description="Last beta of the `linear` schedule.")
     reduction: Literal["sequence", "token"] | None = Field(None, description="Mean over a response's tokens, then over responses; or over all tokens.")
 

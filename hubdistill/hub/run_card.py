@@ -13,7 +13,8 @@ from hubdistill.evaluation.questions import names_of
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.hub import card as cards
 
-DIVERGENCES = {"skl": "skew KL", "srkl": "skew reverse KL", "jsd": "generalised JSD", "kl": "KL"}
+DIVERGENCES = {"skl": "skew KL", "srkl": "skew reverse KL", "jsd": "generalised JSD", "kl": "KL", "tv": "total variation", "nll": "cross-entropy"}
+SKEWED = {"skl", "srkl", "jsd"}  # those with an alpha
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,10 @@ def _loss_rows(record: Mapping[str, Any]) -> dict[str, str]:
     loss, beta = record["loss"], record["beta"]
     curriculum = "constant" if loss["anchor"] == "off" else f"curriculum from round 2, clipped to [{loss['alpha_low']:g}, {loss['alpha_high']:g}], {loss['anchor']} anchor"
     on_teacher, on_student = (DIVERGENCES[kind] for kind in loss["kinds"])
+    silent = " (weight 0)" if loss["beta"] == "off" else ""
     return {
-        "loss": f"{loss['name']}: {on_teacher} on teacher responses, {on_student} on student responses",
-        "alpha": "none" if loss["kinds"][0] == "kl" else f"{loss['alpha']:g}, {curriculum}",
+        "loss": f"{loss['name']}: {on_teacher} on teacher responses, {on_student} on student responses{silent}",
+        "alpha": "none" if not SKEWED & set(loss["kinds"]) else f"{loss['alpha']:g}, {curriculum}",
         "beta": f"{loss['beta']}, {beta[0]['first']:.2f} to {beta[-1]['last']:.2f}",
         "mixture gradient": loss["mix_grad"],
         "reduction": loss["reduction"],

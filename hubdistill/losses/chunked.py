@@ -65,7 +65,7 @@ def chunked_divergence(
 ) -> tuple[Tensor, Tokens]:
     """sum_n weights_N[n] * divergence_N[n], differentiable in `student_ND` and in a student head that trains.
 
-    `kinds` names the divergence on teacher and on student responses: kl, rkl, skl, srkl, jsd (alpha is its b) or nll.
+    `kinds` names the divergence on teacher and on student responses: kl, rkl, skl, srkl, jsd (alpha is its b), tv or nll.
     `vocab` slices both heads to the common vocabulary. `budget_bytes` bounds both logit buffers together (default
     256 MiB on CPU, 1 GiB elsewhere). With an alpha rule, tiles hold whole responses; one that does not fit costs two
     more head products, because alpha has to be known before its first row. Raises ValueError for arguments that do

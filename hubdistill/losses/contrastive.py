@@ -28,7 +28,7 @@ class LossPreset:
     anchor: Literal["off", "frozen", "batch", "ema"] = "frozen"
     nonpositive_gap: Literal["max", "min"] = "max"
     mix_grad: Literal["exact", "detached"] = "exact"
-    beta: Literal["linear", "paper", "released", "constant"] = "linear"
+    beta: Literal["linear", "paper", "released", "constant", "off"] = "linear"
     beta_end: float = 1.0
     reduction: Literal["sequence", "token"] = "sequence"
     kinds: tuple[str, str] = ("skl", "srkl")  # the divergence on teacher and on student responses
@@ -48,6 +48,10 @@ PRESETS = {
         replace(DISTILLM2, name="gkd", anchor="off", beta="constant", kinds=("jsd", "jsd"), alpha=0.5),
         # plain forward KL on the same two responses
         replace(DISTILLM2, name="kl", anchor="off", beta="constant", kinds=("kl", "kl")),
+        # how often a draft is rejected, as DistillSpec trains (Zhou et al. 2024, arXiv 2310.08461), on the same two responses
+        replace(DISTILLM2, name="tvd", anchor="off", beta="constant", kinds=("tv", "tv")),
+        # fine-tuning on what the teacher said; the student's responses have weight zero
+        replace(DISTILLM2, name="sft", anchor="off", beta="off", kinds=("nll", "nll")),
     )
 }
 

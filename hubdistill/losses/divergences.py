@@ -55,6 +55,12 @@ def jsd(teacher_logp: Tensor, student_logp: Tensor, b: Weight) -> Tensor:
     return b * teacher_term + (1 - b) * student_term
 
 
+def tv(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
+    """Total variation 1 - sum_v min(p, q), within [0, 1]: how often a speculative draft from q is rejected by p
+    (Leviathan et al. 2023, arXiv 2211.17192, corollary 3.6)."""
+    return 1 - torch.minimum(teacher_logp, student_logp).exp().sum(-1)
+
+
 def _expectation(logp: Tensor, value: Tensor) -> Tensor:
     return (logp.exp() * value).sum(-1)
 

@@ -165,6 +165,17 @@ def _kl(block: Block) -> Tensor:
     return value
 
 
+def _tv(block: Block) -> Tensor:
+    """1/2 sum |q - p| = 1 - sum min(p, q); gradient q (T - <q, T>), T = sign(q - p) / 2 (the 1/2 is the factor)."""
+    p, q, (work, spare) = block.teacher, block.student, block.scratch
+    torch.sub(q, p, out=work)
+    value = _total(torch.abs(work, out=spare)).div_(2)
+    if block.gradient:
+        work.sign_().mul_(q)
+        _finish(block, work, _total(work), spare)
+    return value
+
+
 def _nll(block: Block) -> Tensor:
     """-log q(label); gradient q - onehot(label)."""
     log_q, spare = block.student, block.scratch[0]
@@ -183,5 +194,6 @@ KERNELS = {
     "skl": Kernel(_skl, factor=lambda alpha: alpha - 1),
     "srkl": Kernel(_srkl),
     "jsd": Kernel(_jsd, factor=lambda b: 1 - b),
+    "tv": Kernel(_tv, factor=lambda alpha: 0.5, needs_alpha=False),
     "nll": Kernel(_nll, log_space=True, needs_alpha=False),
 }

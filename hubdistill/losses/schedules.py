@@ -26,7 +26,7 @@ def beta_at(schedule: str, *, round: int, rounds: int, step: int, steps: int, en
 
     linear: 0.5 to `end` over all steps of all rounds. paper: clip(e/E + tau/T, 0.5, 1), tau = 1..T (Algorithm 1, line
     13). released: 0.5 to 0.75, reached half-way through each round, as the authors' code trains each round on its
-    own. constant: 0.5. Raises ValueError for an unknown name or a place outside the run.
+    own. constant: 0.5. off: 0, teacher responses alone. Raises ValueError for an unknown name or a place outside the run.
     """
     if not (1 <= round <= rounds and 0 <= step < steps):
         raise ValueError(
@@ -42,7 +42,9 @@ def beta_at(schedule: str, *, round: int, rounds: int, step: int, steps: int, en
         return BETA_START + 0.25 * min(1.0, 2 * step / steps)
     if schedule == "constant":
         return BETA_START
-    raise ValueError(f"unknown beta schedule {schedule!r}; choose linear, paper, released or constant")
+    if schedule == "off":
+        return 0.0
+    raise ValueError(f"unknown beta schedule {schedule!r}; choose linear, paper, released, constant or off")
 
 
 @dataclass(frozen=True)

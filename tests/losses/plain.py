@@ -102,6 +102,8 @@ def divergence(kind: str, case: Case, alpha_N: Tensor, mix_grad: str = "exact") 
     q = logp(case.responses.student_ND, case.student, case.vocab)
     if kind == "nll":
         return -q.gather(-1, case.responses.labels_N[:, None])[:, 0]
+    if kind == "tv":  # not divergences.tv: that one's minimum and this one's absolute value share no step
+        return (p.exp() - q.exp()).abs().sum(-1) / 2
     if kind in ("kl", "rkl"):
         return getattr(divergences, kind)(p, q)
     if kind == "jsd":

@@ -11,7 +11,7 @@ from hubdistill.losses.chunked import Responses, chunked_divergence, label_logps
 from tests.losses import plain
 
 LENGTHS, FLAGS = [3, 7, 1, 12, 5, 9], [0, 1, 1, 0, 1, 0]
-ALL_KINDS = [("skl", "srkl"), ("srkl", "skl"), ("kl", "rkl"), ("jsd", "nll"), ("nll", "kl"), ("rkl", "jsd")]
+ALL_KINDS = [("skl", "srkl"), ("srkl", "skl"), ("kl", "rkl"), ("jsd", "nll"), ("nll", "kl"), ("rkl", "jsd"), ("tv", "nll")]
 
 
 def budget(case: plain.Case, rows: int) -> int:
@@ -115,7 +115,7 @@ def test_random_sweep():
             alpha,
             mix_grad=["exact", "detached"][pick(0, 1)],
             rows=pick(1, 40),
-            kinds=ALL_KINDS[pick(0, 5)],
+            kinds=ALL_KINDS[pick(0, 6)],
             rtol=1e-10,
         )
 

@@ -171,6 +171,8 @@ def test_presets():
         "cald": (0.1, 0.01, 0.1, "off", "max", "exact", "constant", 1.0, "sequence"),
         "gkd": (0.5, 0.01, 0.1, "off", "max", "exact", "constant", 1.0, "sequence", "jsd", "jsd"),
         "kl": (0.1, 0.01, 0.1, "off", "max", "exact", "constant", 1.0, "sequence", "kl", "kl"),
+        "tvd": (0.1, 0.01, 0.1, "off", "max", "exact", "constant", 1.0, "sequence", "tv", "tv"),
+        "sft": (0.1, 0.01, 0.1, "off", "max", "exact", "off", 1.0, "sequence", "nll", "nll"),
     }
 
 

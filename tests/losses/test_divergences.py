@@ -32,14 +32,15 @@ def by_definition(kind: str, p: list[float], q: list[float], a: float) -> float:
         "skl": lambda: kl(p, mix(a)),
         "srkl": lambda: kl(q, mix(1 - a)),
         "jsd": lambda: a * kl(p, mix(a)) + (1 - a) * kl(q, mix(a)),
+        "tv": lambda: math.fsum(abs(u - v) for u, v in zip(p, q, strict=True)) / 2,
     }[kind]()
 
 
 def value(kind: str, p, q, a):
-    return getattr(d, kind)(p, q) if kind in ("kl", "rkl") else getattr(d, kind)(p, q, a)
+    return getattr(d, kind)(p, q) if kind in ("kl", "rkl", "tv") else getattr(d, kind)(p, q, a)
 
 
-@pytest.mark.parametrize("kind", ["kl", "rkl", "skl", "srkl", "jsd"])
+@pytest.mark.parametrize("kind", ["kl", "rkl", "skl", "srkl", "jsd", "tv"])
 @pytest.mark.parametrize("a", [0.01, 0.1, 0.5, 0.9])
 def test_definition(kind, a):
     p, q = distributions()
