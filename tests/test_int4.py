@@ -51,6 +51,25 @@ def test_three_models_are_measured_and_the_share_of_the_gap_is_what_their_means_
     assert "bnb_4bit_compute_dtype='float32'" in card
 
 
+def test_what_each_model_costs_to_use_stands_in_the_card_and_not_among_results_on_data(finished: Path):
+    rows = {(row["metric"], row["subject"]): row for row in json.loads((finished / "measurements.json").read_text())}
+    assert rows["memory", "student"]["value"] < rows["memory", "teacher"]["value"]
+    assert rows["memory", "distilled"]["value"] > rows["memory", "student"]["value"]
+    assert all(rows["latency", name]["n"] == 8 and rows["latency", name]["low"] > 0 for name in ("teacher", "student", "distilled"))
+    assert rows["latency", "distilled"]["differences"][0]["against"] == "teacher"
+    card = (finished / "README.md").read_text()
+    _, head, body = card.split("---\n", 2)
+    (memory,) = [line for line in body.splitlines() if line.startswith("| memory of the weights on cpu (MiB) |")]
+    assert "(" not in memory.removeprefix("| memory of the weights on cpu (MiB)")  # no interval
+    assert memory.endswith("| lower | – |")
+    assert "| time of a decoded token on cpu, one prompt at a time (ms/token) |" in body
+    assert "A row without n was counted" in body
+    assert "- memory of the weights on cpu: all weights, as they are loaded here" in body
+    assert "type: kl" in head
+    assert "type: latency" not in head
+    assert "type: memory" not in head
+
+
 USER = """
 import json
 code = open("snippet.py").read().replace(', device_map="auto"', "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,6 +28,7 @@ UNITS = {
     "vqa_accuracy": ("share", "higher"),
     "exact_match": ("share", "higher"),
 }
+Also = Callable[[str, "PreTrainedModel"], None]  # (name, model)
 ON_TEACHER, ON_OWN, ON_TRUTH = "teacher responses", "own responses", "ground-truth responses"
 
 
@@ -62,8 +63,11 @@ class HeldOut:
         self.values.setdefault((metric, on), {})[subject] = values
 
 
-def measure(heldout: HeldOut, specs: Sequence[EvaluationSpec]) -> list[Measurement]:
-    """Run the recipe's evaluations on every subject and summarise them, paired against all earlier subjects."""
+def measure(heldout: HeldOut, specs: Sequence[EvaluationSpec], also: Also | None = None) -> list[Measurement]:
+    """Run the recipe's evaluations on every subject and summarise them, paired against all earlier subjects.
+
+    `also` is called with each model by its name, the teacher's first, while it is loaded.
+    """
     kinds: set[str] = {spec.kind for spec in specs}
     if "divergence" in kinds:
         # The teacher on its own responses: only its NLL (the entropy of what it said) can be above zero.
@@ -72,12 +76,14 @@ def measure(heldout: HeldOut, specs: Sequence[EvaluationSpec]) -> list[Measureme
         _score_truth(heldout, "teacher", heldout.scorer.teacher)
     if heldout.questions:
         _ask(heldout, "teacher", heldout.scorer.teacher)
+    if also:
+        also("teacher", heldout.scorer.teacher)
     for subject in heldout.subjects:
-        _measure_subject(heldout, subject, kinds)
+        _measure_subject(heldout, subject, kinds, also)
     return [row for (metric, on), by_subject in heldout.values.items() for row in _rows(heldout, metric, on, by_subject)]
 
 
-def _measure_subject(heldout: HeldOut, subject: Subject, kinds: set[str]) -> None:
+def _measure_subject(heldout: HeldOut, subject: Subject, kinds: set[str], also: Also | None) -> None:
     teacher = list(heldout.teacher_responses.rows())
     with subject.opened() as model:
         own = list(subject.responses(model).rows())
@@ -88,6 +94,8 @@ def _measure_subject(heldout: HeldOut, subject: Subject, kinds: set[str]) -> Non
                         heldout.keep(subject.name, metric, on, values)
             _score_truth(heldout, subject.name, model)
         _ask(heldout, subject.name, model)
+        if also:
+            also(subject.name, model)
     if "overlap" in kinds:
         heldout.keep(subject.name, "rouge_l", ON_OWN, rouge_l(heldout.tokenizer, own, teacher))
 

@@ -29,7 +29,10 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One number of a card: a mean over `n` prompts with its 95 % bootstrap interval, and how it was obtained."""
+    """One number of a card: a mean over `n` prompts with its 95 % bootstrap interval, and how it was obtained.
+
+    What was counted and not estimated has n 0, and its value for low and high.
+    """
 
     metric: str  # "kl", "skl", "srkl", "nll", "agreement", "rouge_l"
     subject: str  # "student", "warm-up", "distilled", "teacher"

@@ -25,7 +25,10 @@ METRICS = {
     "exact_match": "exact match",
     "perplexity": "perplexity",
     "gap_closed": "share of the gap to full precision that was closed",
+    "latency": "time of a decoded token",
+    "memory": "memory of the weights",
 }
+COSTS = ("latency", "memory")  # of a machine as much as of a model: in the card, and not in the Hub's results on a data set
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,14 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What the template prints: a table (header, rows), a line for each paired difference, how it was measured."""
+    """What the template prints: a table (header, rows), a line for each paired difference, how it was measured, and
+    whether a row was counted and not estimated."""
 
     header: tuple[Markdown, ...]
     rows: tuple[tuple[Markdown, ...], ...]
     differences: tuple[Markdown, ...]
     decoding: tuple[Markdown, ...]
+    counted: bool
 
 
 def number(value: float) -> str:
@@ -73,6 +78,7 @@ def results(measurements: Sequence[Measurement]) -> Results:
         rows=tuple(_row(group, subjects) for group in groups.values()),
         differences=tuple(_difference(m, d) for m in measurements for d in m.differences),
         decoding=tuple(text(line) for line in dict.fromkeys(_how(m) for m in measurements)),
+        counted=any(not m.n for m in measurements),
     )
 
 
@@ -82,8 +88,9 @@ def _row(group: dict[str, Measurement], subjects: Sequence[str]) -> tuple[Markdo
     for subject in subjects:
         m = group.get(subject)
         bold = "**" if subject == "distilled" else ""
-        cells.append(Markdown(f"{bold}{number(m.value)}{bold} {_interval(m.low, m.high)}") if m else Markdown("–"))
-    return (*cells, text(first.better), Markdown(str(first.n)))
+        interval = f" {_interval(m.low, m.high)}" if m and m.n else ""
+        cells.append(Markdown(f"{bold}{number(m.value)}{bold}{interval}") if m else Markdown("–"))
+    return (*cells, text(first.better), Markdown(str(first.n or "–")))
 
 
 def _difference(m: Measurement, d: Difference) -> Markdown:
@@ -97,6 +104,8 @@ def _difference(m: Measurement, d: Difference) -> Markdown:
 
 
 def _how(m: Measurement) -> str:
+    if not m.n:  # counted, not a mean over prompts
+        return f"{_label(m)}: all weights, as they are loaded here"
     decoding = f", decoding {m.decoding}" if m.decoding else ""
     return f"{m.on}: {m.split} prompts{decoding}, seed {m.seed}"
 
@@ -122,5 +131,5 @@ def eval_results(measurements: Sequence[Measurement], *, task: str, prompts: Sou
             metric_name=f"{_label(m)} ({m.unit}, {m.better} is better, n={m.n})",
         )
         for m in measurements
-        if m.subject == "distilled"
+        if m.subject == "distilled" and m.metric not in COSTS
     ]

@@ -69,10 +69,13 @@ def before(heldout: HeldOut, options: Int4Options) -> str | None:
 
 
 def evaluate(heldout: HeldOut, specs: tuple[EvaluationSpec, ...]) -> list[Measurement]:
-    """What `text` measures, perplexity, and the share of the gap to full precision that was closed."""
+    """What `text` measures, perplexity, the share of the gap to full precision that was closed, and what each model costs to use."""
+    from hubdistill.evaluation.cost import Costs
     from hubdistill.evaluation.gap import with_gap
+    from hubdistill.evaluation.heldout import measure
 
-    return with_gap(heldout, text.evaluate(heldout, specs))
+    costs = Costs(heldout)
+    return [*with_gap(heldout, measure(heldout, specs, also=costs)), *costs.measurements()]
 
 
 def facts(options: Int4Options) -> dict[str, str]:
