@@ -24,6 +24,11 @@ METRICS = {
     "vqa_accuracy": "VQA accuracy",
     "exact_match": "exact match",
     "perplexity": "perplexity",
+    "acceptance": "expected acceptance of a drafted token",
+    "speed_up": "speed of decoding with it as drafter",
+    "accepted_length": "tokens that a verification gives",
+    "same_text": "text equal to plain decoding",
+    **{f"accepted_{i}": f"first {i} drafted tokens accepted" if i > 1 else "first drafted token accepted" for i in range(1, 9)},
     "gap_closed": "share of the gap to full precision that was closed",
 }
 
