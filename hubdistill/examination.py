@@ -19,6 +19,7 @@ from hubdistill.pairs.prompts import Prompt, read_prompts
 from hubdistill.pairs.store import Question, Response, ResponseSet, read_responses
 from hubdistill.specs import EvaluationSpec, QuestionsSpec
 from hubdistill.stages import Workshop, borrowed
+from hubdistill.targets.base import Outlook
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,8 +64,8 @@ class Examination:
             self._write_examples(read_prompts(self.prompts), heldout.teacher_responses)
         return found
 
-    def reason_to_stop(self) -> str | None:
-        """Why the target would not train, measured on the student as it is."""
+    def outlook(self) -> Outlook:
+        """What the target says before training, measured on the student as it is."""
         plan = self.shop.plan
         assert plan.target.before is not None, "who asks has looked"
         with self._held_out() as heldout:
@@ -87,7 +88,7 @@ class Examination:
             responses = shop.sample(self.folder, "teacher", "held-out", teacher, shop.questions(prompts, "teacher"))
             scorer = Scorer(teacher, shop.reading, shop.vocab, row_finder(prompts))
             yield HeldOut(scorer, shop.tokenizer, responses, subjects, self._decoding(), shop.plan.recipe.train.seed, self._questions(prompts), self.answer,
-                          self._ground_truth(prompts))  # fmt: skip
+                          self._ground_truth(prompts), longest=shop.plan.recipe.sampling.max_tokens, stop_ids=shop.stop_ids)  # fmt: skip
 
     def _ground_truth(self, prompts: Sequence[Prompt]) -> list[Response]:
         """The data set's own responses, cut at the recipe's length limit."""

@@ -44,7 +44,7 @@ from hubdistill.specs import PublishSpec
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "huggingface_hub")
 RECORDED = {"name", "prompts", "questions", "quantization", "teacher", "student", "student_source", "student_source_commit", "rounds", "recipe", "stages", "seconds", "loss", "beta",
             "warnings", "hardware", "versions", "hubdistill", "target_facts", "pipeline_tag", "files_of_this_machine"}  # fmt: skip  # what a card is made of
-SHOWN = ("gap_closed", "perplexity", "kl", "agreement", "rouge_l", "vqa_accuracy", "exact_match", "latency", "memory")  # metrics that `run` ends with; of questions the whole set
+SHOWN = ("gap_closed", "speed_up", "accepted_length", "acceptance", "perplexity", "kl", "agreement", "rouge_l", "vqa_accuracy", "exact_match", "latency", "memory")  # metrics that `run` ends with; of questions the whole set
 REPRODUCE = "reproduce.yaml"  # the resolved recipe that goes into the repository
 
 

@@ -87,13 +87,16 @@ class Run:
             return
 
         def work() -> dict[str, Any]:
-            if reason := Examination(self.shop, {"student": None}).reason_to_stop():
-                raise InputError(f"{plan.loaded.path}: {reason}")
-            return {}
+            found = Examination(self.shop, {"student": None}).outlook()
+            if found.stop:
+                raise InputError(f"{plan.loaded.path}: {found.stop}")
+            return {"note": found.note} if found.note else {}
 
         inputs = [self._model("teacher"), self._model("student"), plan.recipe.target.model_dump(mode="json"), plan.recipe.sampling.model_dump(exclude=NOT_THE_TEXT),
                   plan.recipe.train.seed, self.directory.digests["prompts"]]  # fmt: skip
         self.directory.stage("before-training", inputs, ["evaluation/teacher.parquet"], work)
+        if note := self.results()["before-training"].get("note"):
+            self.reporter.note(note)
 
     def _read(self, split: str) -> list[Prompt]:
         return read_prompts(self.path / "prompts" / f"{split}.parquet")

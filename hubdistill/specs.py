@@ -165,14 +165,18 @@ class TrainSpec(Spec):
 class EvaluationSpec(Spec):
     """One evaluation, on the held-out prompts or on a set of questions."""
 
-    kind: Literal["divergence", "overlap", "vqa"] = Field(description="divergence: kl, skl, srkl, NLL, top-1 agreement. overlap: ROUGE-L against the teacher's response. vqa: right answers, with the image and, as a control, without.")
+    kind: Literal["divergence", "overlap", "vqa", "acceptance"] = Field(description="divergence: kl, skl, srkl, NLL, top-1 agreement. overlap: ROUGE-L against the teacher's response. vqa: right answers, with the image and, as a control, without. acceptance: how often the teacher would accept a token that the student drafts; with target drafter also speculative decoding itself, timed.")
     questions: QuestionsSpec | None = Field(None, description="vqa: what is asked; without it, the held-out prompts that have a ground-truth response.")
     max_tokens: int = Field(16, ge=1, description="vqa: longest answer, in tokens; answers are sampled greedily.")
 
+    draft_tokens: int = Field(4, ge=1, le=8, description="acceptance, target drafter: tokens drafted before each verification.")
+    timed: int = Field(16, ge=1, description="acceptance, target drafter: held-out prompts that are decoded with and without the drafter.")
+
     @model_validator(mode="after")
-    def _belongs_to_vqa(self) -> EvaluationSpec:
-        if self.kind != "vqa" and (self.questions is not None or self.max_tokens != type(self).model_fields["max_tokens"].default):
-            raise ValueError(f"questions and max_tokens belong to kind: vqa; remove them from kind: {self.kind}")
+    def _belongs_to_its_kind(self) -> EvaluationSpec:
+        for kind, keys in (("vqa", ("questions", "max_tokens")), ("acceptance", ("draft_tokens", "timed"))):
+            if self.kind != kind and any(getattr(self, key) != type(self).model_fields[key].default for key in keys):
+                raise ValueError(f"{' and '.join(keys)} belong to kind: {kind}; remove them from kind: {self.kind}")
         return self
 
 

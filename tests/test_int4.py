@@ -149,7 +149,7 @@ def planned(folder: Path, *overrides: str):
 def test_the_shipped_recipe_has_a_plan():
     plan = make_plan(load_recipe(ROOT / "recipes" / "int4" / "smollm2-135m.yaml"))
     assert plan.quantization == {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    assert (plan.teacher, plan.steps, plan.warnings) == (plan.student, 10, ())
+    assert (plan.teacher, plan.steps, plan.warnings) == (plan.student, 8, ())
 
 
 def test_another_number_format_is_another_student(tmp_path: Path):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hubdistill.losses.divergences import kl, skl, srkl
+from hubdistill.losses.divergences import kl, skl, srkl, tv
 from hubdistill.losses.head import Head, Projector
 from hubdistill.modalities.base import Reading, Row
 from hubdistill.models.load import head_of
@@ -39,9 +39,10 @@ class Scorer:
         """Per-prompt means over response tokens: metric -> prompt id -> value.
 
         kl, skl, srkl in nats a token (method.md; alpha 0.1), nll of the response under the model, and agreement: the
-        share of tokens where both models have the same most likely next token.
+        share of tokens where both models have the same most likely next token. acceptance: sum min(p, q), the probability
+        that a token drafted by the model is accepted by the teacher (Leviathan et al. 2023, corollary 3.6).
         """
-        found: dict[str, dict[str, float]] = {name: {} for name in ("kl", "skl", "srkl", "nll", "agreement")}
+        found: dict[str, dict[str, float]] = {name: {} for name in ("kl", "skl", "srkl", "nll", "agreement", "acceptance")}
         usable = [response for response in responses if response.response_ids]
         ordered = sorted(usable, key=lambda response: -len(response.prompt_ids) - len(response.response_ids))
         for start in range(0, len(ordered), ROWS):
@@ -79,7 +80,7 @@ def token_metrics(teacher_ND: torch.Tensor, student_ND: torch.Tensor, teacher_he
         )
         nll = -q.gather(-1, labels_N[rows, None]).squeeze(-1)
         agreement = (p.argmax(-1) == q.argmax(-1)).float()
-        tiles.append({"kl": kl(p, q), "skl": skl(p, q, ALPHA), "srkl": srkl(p, q, ALPHA), "nll": nll, "agreement": agreement})
+        tiles.append({"kl": kl(p, q), "skl": skl(p, q, ALPHA), "srkl": srkl(p, q, ALPHA), "nll": nll, "agreement": agreement, "acceptance": 1 - tv(p, q)})
     return {metric: torch.cat([tile[metric] for tile in tiles]) for metric in tiles[0]}
 
 

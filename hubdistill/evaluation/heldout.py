@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hubdistill.evaluation.acceptance import LONGEST
 from hubdistill.evaluation.divergence import Scorer
 from hubdistill.evaluation.overlap import rouge_l
 from hubdistill.evaluation.questions import OF_TYPE, QUESTIONS, Answer, QuestionSet, score
@@ -27,7 +28,13 @@ UNITS = {
     "rouge_l": ("F1", "higher"),
     "vqa_accuracy": ("share", "higher"),
     "exact_match": ("share", "higher"),
+    "acceptance": ("share", "higher"),
+    "speed_up": ("times plain decoding", "higher"),
+    "accepted_length": ("tokens a verification", "higher"),
+    "same_text": ("share", "higher"),
+    **{f"accepted_{i}": ("share of drafts", "higher") for i in range(1, LONGEST + 1)},
 }
+DRAFTED = {"speed_up", "accepted_length", "same_text", *(f"accepted_{i}" for i in range(1, LONGEST + 1))}  # see assisted.py
 Also = Callable[[str, "PreTrainedModel"], None]  # (name, model)
 ON_TEACHER, ON_OWN, ON_TRUTH = "teacher responses", "own responses", "ground-truth responses"
 
@@ -56,6 +63,8 @@ class HeldOut:
     questions: Sequence[QuestionSet] = ()
     answer: Answer | None = None  # where there are questions
     truth: Sequence[Response] = ()  # the data set's own responses to the held-out prompts
+    longest: int = 0  # tokens of a response, at most
+    stop_ids: tuple[int, ...] = ()  # that end a response
     # (metric, on) -> subject -> prompt id -> value
     values: dict[tuple[str, str], dict[str, dict[str, float]]] = field(default_factory=dict)
 
@@ -80,24 +89,35 @@ def measure(heldout: HeldOut, specs: Sequence[EvaluationSpec], also: Also | None
         also("teacher", heldout.scorer.teacher)
     for subject in heldout.subjects:
         _measure_subject(heldout, subject, kinds, also)
-    return [row for (metric, on), by_subject in heldout.values.items() for row in _rows(heldout, metric, on, by_subject)]
+    return summaries(heldout)
+
+
+def summaries(heldout: HeldOut, metrics: Collection[str] = tuple(UNITS)) -> list[Measurement]:
+    """The values that were kept, of some metrics, as measurements."""
+    return [row for (metric, on), by_subject in heldout.values.items() if metric in metrics for row in _rows(heldout, metric, on, by_subject)]
 
 
 def _measure_subject(heldout: HeldOut, subject: Subject, kinds: set[str], also: Also | None) -> None:
     teacher = list(heldout.teacher_responses.rows())
     with subject.opened() as model:
         own = list(subject.responses(model).rows())
+        for on, responses in ((ON_TEACHER, teacher), (ON_OWN, own)) if kinds & {"divergence", "acceptance"} else ():
+            for metric, values in heldout.scorer.score(model, responses).items():
+                if _asked(metric, on, kinds):
+                    heldout.keep(subject.name, metric, on, values)
         if "divergence" in kinds:
-            for on, responses in ((ON_TEACHER, teacher), (ON_OWN, own)):
-                for metric, values in heldout.scorer.score(model, responses).items():
-                    if metric != "nll" or on == ON_TEACHER:
-                        heldout.keep(subject.name, metric, on, values)
             _score_truth(heldout, subject.name, model)
         _ask(heldout, subject.name, model)
         if also:
             also(subject.name, model)
     if "overlap" in kinds:
         heldout.keep(subject.name, "rouge_l", ON_OWN, rouge_l(heldout.tokenizer, own, teacher))
+
+
+def _asked(metric: str, on: str, kinds: set[str]) -> bool:
+    """The verifier accepts on what it would have written itself; the NLL of a model's own responses is its entropy."""
+    kind = "acceptance" if metric == "acceptance" else "divergence"
+    return kind in kinds and (on == ON_TEACHER or metric not in ("acceptance", "nll"))
 
 
 def _score_truth(heldout: HeldOut, name: str, model: PreTrainedModel) -> None:
@@ -119,6 +139,8 @@ def _rows(heldout: HeldOut, metric: str, on: str, by_subject: dict[str, dict[str
     described: dict[str, Any] = {"metric": metric, "on": on, "unit": unit, "better": better, "decoding": heldout.decoding, "seed": heldout.seed}
     if metric in ("vqa_accuracy", "exact_match"):
         described |= {"decoding": "greedy", "split": QUESTIONS}
+    if metric in DRAFTED:
+        described["decoding"] = f"greedy, at most {heldout.longest} tokens"
     if on == ON_TRUTH:
         described["decoding"] = ""
     rows: list[Measurement] = []

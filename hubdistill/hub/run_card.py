@@ -113,7 +113,8 @@ def _training_rows(record: Mapping[str, Any]) -> dict[str, str]:
     rounds = [row for name, row in stages.items() if name.endswith("-train")]
     pairs = [row["pairs"] for row in rounds]
     teacher_said = "anew each round" if sampling["resample_teacher"] else "once, before round 1, and kept"
-    return record["target_facts"] | {
+    before = {"measured before training": note} if (note := stages.get("before-training", {}).get("note")) else {}
+    return record["target_facts"] | before | {
         "prompts": f"{stages['prompts']['kept_train']} for training, {stages['prompts']['kept_heldout']} held out",
         "sampling": f"temperature {sampling['temperature']:g}, top-p {sampling['top_p']:g}, at most {sampling['max_tokens']} tokens; teacher responses {teacher_said}",
         "warm-up": "none" if warmup["kind"] == "none" else f"{warmup['epochs']:g} epochs of SFT on {warmup['responses'].replace('_', ' ')} responses, {stages['warmup']['rows']} rows",

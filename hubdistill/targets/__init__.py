@@ -1,9 +1,9 @@
 """The targets a recipe can name, explicitly."""
 
-from hubdistill.targets import int4, text, vlm
+from hubdistill.targets import drafter, int4, text, vlm
 from hubdistill.targets.base import Target
 
-TARGETS: tuple[Target, ...] = (text.TARGET, vlm.TARGET, int4.TARGET)
+TARGETS: tuple[Target, ...] = (text.TARGET, vlm.TARGET, int4.TARGET, drafter.TARGET)
 
 
 def target_named(kind: str) -> Target:

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What a target measured before training, in words: to be told, and why not to train; empty where there is nothing to say."""
+
+    note: str = ""
+    stop: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """One kind of recipe; all else is shared. Functions get narrow specs, never the Recipe."""
 
@@ -28,4 +36,4 @@ class Target:
     evaluate: Callable[..., list[Measurement]]  # (HeldOut, EvaluationSpecs)
     facts: Callable[..., dict[str, str]]  # (options) -> rows for the card
     quantization: Callable[..., dict[str, Any] | None]  # (options) -> how the student is quantised, as transformers' BitsAndBytesConfig takes it
-    before: Callable[..., str | None] | None = None  # (HeldOut, options) -> why not to train, measured before the first round
+    before: Callable[..., Outlook] | None = None  # (HeldOut, options) -> what was measured before the first round

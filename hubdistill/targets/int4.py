@@ -10,6 +10,7 @@ from pydantic import Field
 
 from hubdistill.specs import EvaluationSpec, ModelSpec, Spec
 from hubdistill.targets import text
+from hubdistill.targets.base import Outlook
 
 if TYPE_CHECKING:
     import torch
@@ -57,12 +58,12 @@ def check(teacher: ModelFacts, student: ModelFacts, options: Int4Options) -> lis
     return problems
 
 
-def before(heldout: HeldOut, options: Int4Options) -> str | None:
-    """Why not to train: 4 bit costs nothing that can be told from noise."""
+def before(heldout: HeldOut, options: Int4Options) -> Outlook:
+    """Training is stopped where 4 bit costs nothing that can be told from noise."""
     from hubdistill.evaluation.gap import within_noise
 
     cost = within_noise(heldout) if options.gap == "stop" else None
-    return None if cost is None else (
+    return Outlook() if cost is None else Outlook(stop=
         f"target: in 4 bit ({options.quant_type}) the model is as good as in full precision on the held-out prompts: {cost}; "
         "there is nothing to recover. Use the 4-bit model as it is, measure on more or harder prompts (prompts.heldout), or write `gap: ignore` under `target`"
     )  # fmt: skip
