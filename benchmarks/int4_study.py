@@ -152,6 +152,8 @@ def _share(bases: Mapping[int, Any], cells: Mapping[int, Any], key: str, seeds: 
             parts[prompt] = parts.get(prompt, 0) + quantised[prompt] - closed[prompt]
             wholes[prompt] = wholes.get(prompt, 0) + quantised[prompt] - full.get(prompt, 0)
     ids = sorted(parts)
+    if not ids:
+        return "–"
     value, low, high = share([parts[one] for one in ids], [wholes[one] for one in ids])
     return f"{value:.0%} [{low:.0%}, {high:.0%}]"
 
@@ -180,8 +182,9 @@ def _duels(cells: Mapping[str, Mapping[int, Any]], seeds: list[int]) -> list[str
                 ours, theirs = _values(cells[first][seed], key, "distilled"), _values(cells[other][seed], key, "distilled")
                 for prompt in ours.keys() & theirs.keys():
                     by_prompt.setdefault(prompt, []).append(ours[prompt] - theirs[prompt])
-            value, low, high = mean_and_interval([mean(by_prompt[prompt]) for prompt in sorted(by_prompt)])
-            lines.append(f"- {name}, {first} minus {other}: {value:+.4f} [{low:+.4f}, {high:+.4f}] nats/token")
+            if by_prompt:
+                value, low, high = mean_and_interval([mean(by_prompt[prompt]) for prompt in sorted(by_prompt)])
+                lines.append(f"- {name}, {first} minus {other}: {value:+.4f} [{low:+.4f}, {high:+.4f}] nats/token")
     return lines
 
 
