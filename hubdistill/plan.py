@@ -19,7 +19,14 @@ from hubdistill.losses.schedules import beta_table
 from hubdistill.models.pruned import pruned_facts
 from hubdistill.models.sources import NOT_RESOLVED, ModelFacts, find_model
 from hubdistill.pairs.prompt_sources import SourceFacts, check_source
-from hubdistill.plan_checks import check_adapter, check_lengths, check_publish, check_readers, check_settings
+from hubdistill.plan_checks import (
+    check_adapter,
+    check_lengths,
+    check_publish,
+    check_readers,
+    check_settings,
+    check_stored,
+)
 from hubdistill.recipe import LoadedRecipe, Recipe
 from hubdistill.targets import target_named
 from hubdistill.targets.base import Target
@@ -135,6 +142,7 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False) -> Plan:
     if teacher and source and student:
         problems += target.check(teacher, student, recipe.target.options)
         problems += check_lengths(recipe, {"teacher": teacher, "student": student})
+        problems += check_stored(recipe, student)
         problems += check_publish(recipe, student)
         problems += check_adapter(recipe, student) if recipe.lora.modules else []  # else `run` does, which needs torch anyway
     if prompts and prompts.rows is not None and prompts.rows <= recipe.prompts.heldout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from hubdistill.errors import HubdistillError
+from hubdistill.models.quantized_config import stored
 from hubdistill.models.sources import ModelFacts
 from hubdistill.recipe import Recipe
 from hubdistill.targets.base import Target
@@ -48,6 +49,14 @@ def check_lengths(recipe: Recipe, models: dict[str, ModelFacts]) -> list[str]:
         for names, tokens in wanted.items()
         if isinstance(limit := facts.text_config.get("max_position_embeddings"), int) and limit < tokens
     ]
+
+
+def check_stored(recipe: Recipe, student: ModelFacts) -> list[str]:
+    """A student whose files are in 4 bit multiplies in what its config says, whatever a caller wants."""
+    found = stored(student)
+    if found is None or not found.in_4_bit or recipe.student.dtype in ("auto", found.compute_dtype):
+        return []
+    return [f"student.dtype: {recipe.student.dtype}, and {student.reference} is stored in 4 bit to multiply in {found.compute_dtype} (bnb_4bit_compute_dtype in its config); write `auto`"]
 
 
 def check_adapter(recipe: Recipe, student: ModelFacts) -> list[str]:

@@ -71,14 +71,13 @@ def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: 
 
 
 def _quantization(plan: Plan) -> dict[str, Any] | None:
-    """How the student was loaded, whole, for the code that the card shows: bitsandbytes would compute in float32 unless told."""
+    """How the student was loaded, whole."""
     if plan.quantization is None:
         return None
     from hubdistill.models.load import pick_device
-    from hubdistill.models.quantized import compute_dtype
+    from hubdistill.models.quantized import how_loaded
 
-    compute = compute_dtype(plan.recipe.student.dtype, pick_device(plan.recipe.train.device))
-    return plan.quantization | {"bnb_4bit_compute_dtype": str(compute).removeprefix("torch.")}
+    return how_loaded(plan.student, plan.recipe.student.dtype, pick_device(plan.recipe.train.device), plan.quantization)
 
 
 def hardware(device: str) -> str:

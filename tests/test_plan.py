@@ -424,7 +424,7 @@ def test_a_student_that_is_its_own_teacher_is_refused_unless_it_is_pruned(folder
         ("teacher", {"vision_config": {}}, "teacher.model: ./teacher is a vision-language model; write `target: {kind: vlm}`, or name a text model"),
         ("student", {"vision_config": {}}, "student.model: ./student is a vision-language model; write `target: {kind: vlm}`, or name a text model"),
         ("teacher", {"is_encoder_decoder": True}, "teacher.model: ./teacher is an encoder-decoder; use a decoder-only language model"),
-        ("student", {"quantization_config": {}}, "student.model: ./student is quantised; this target trains floating-point students, name the unquantised model, or write `target: {kind: int4}`, which quantises it on loading"),
+        ("student", {"quantization_config": {}}, "student.model: ./student is quantised; this target trains floating-point students, name the unquantised model, or write `target: {kind: int4}` for a student in 4 bit"),
     ],
 )  # fmt: skip
 def test_models_of_another_kind_are_refused(folder, role, changes, says):

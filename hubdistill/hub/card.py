@@ -133,7 +133,7 @@ class CardFacts:
     seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall-clock seconds
     versions: Mapping[str, str] = field(default_factory=dict)  # package -> version
     merge_advice: str = ""
-    quantization: Mapping[str, bool | str] | None = None  # of the base, as BitsAndBytesConfig takes it
+    quantization: Mapping[str, bool | str] | None = None  # of the base, as BitsAndBytesConfig takes it; `stored` where its files are in 4 bit
     chat_template_file: bool = False  # the repository carries chat_template.jinja
     vllm: bool = True  # False where vLLM would refuse the adapter (DoRA, modules_to_save)
 

@@ -22,7 +22,7 @@ QUANTIZATION: dict[str, tuple[bool | str, ...]] = {
 
 @dataclass(frozen=True)
 class CardUse:
-    """`quantization` is of the base, as `BitsAndBytesConfig` takes it."""
+    """`quantization` is of the base, as `BitsAndBytesConfig` takes it, and `stored` where its files are in 4 bit."""
 
     pipeline_tag: str = "text-generation"
     quantization: Mapping[str, bool | str] | None = None
@@ -41,7 +41,8 @@ def card_use(card: Path) -> CardUse:
 
 def _quantization(ours: Any) -> dict[str, bool | str] | None:
     found = ours.get("quantization") if isinstance(ours, Mapping) else None
-    if not isinstance(found, Mapping) or found.keys() != QUANTIZATION.keys():
+    if not isinstance(found, Mapping) or found.keys() - {"stored"} != QUANTIZATION.keys():
         return None
-    known = all(any(type(found[key]) is type(value) and found[key] == value for value in values) for key, values in QUANTIZATION.items())
+    allowed = QUANTIZATION | {"stored": (True,)}
+    known = all(any(type(said) is type(value) and said == value for value in allowed[key]) for key, said in found.items())
     return dict(found) if known else None

@@ -34,7 +34,7 @@ class Use:
     pipeline_tag: str = "text-generation"
     chat_template_file: bool = False  # the adapter brings chat_template.jinja, because the base's differs
     local: bool = False
-    quantization: Mapping[str, bool | str] | None = None  # how the base is loaded, as BitsAndBytesConfig takes it
+    quantization: Mapping[str, bool | str] | None = None  # how the base is loaded, as BitsAndBytesConfig takes it; `stored` where its files say so themselves
 
 
 def _pinned(repo: str, revision: str | None) -> str:
@@ -48,7 +48,9 @@ def load_snippet(use: Use) -> str:
         ("AutoModelForImageTextToText", "AutoProcessor") if vision else ("AutoModelForCausalLM", "AutoTokenizer")
     )
     name = "processor" if vision else "tok"
-    settings = ", ".join(f"{key}={value!r}" for key, value in (use.quantization or {}).items())
+    # Of a base that is stored in 4 bit, transformers takes what its own config says, and warns of anything else.
+    given = {} if (use.quantization or {}).get("stored") else use.quantization or {}
+    settings = ", ".join(f"{key}={value!r}" for key, value in given.items())
     lines = [
         "from peft import PeftModel",
         f"from transformers import {model}, {tok}" + (", BitsAndBytesConfig" if settings else ""),

@@ -154,8 +154,8 @@ def head_of(model: PreTrainedModel) -> Head:
     """
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
-    if not isinstance(head, torch.nn.Linear):
-        raise InputError(f"{type(model).__name__} has no plain linear output head; its logits cannot be computed from hidden states; choose a model with an ordinary lm_head")
+    if not isinstance(head, torch.nn.Linear) or not head.weight.is_floating_point():  # a layer in 4 bit is a Linear too
+        raise InputError(f"{type(model).__name__} has no plain linear output head in floating point; its logits cannot be computed from hidden states; choose a model with an ordinary lm_head")
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     return Head(weight=head.weight, bias=head.bias, scale=scale, soft_cap=getattr(config, "final_logit_softcapping", None))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from hubdistill.models.quantized_config import INSTEAD, Stored, head_is_quantised, stored
 from hubdistill.specs import EvaluationSpec, ModelSpec, Spec
 from hubdistill.targets import text
 from hubdistill.targets.base import Outlook
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from hubdistill.evaluation.heldout import HeldOut
     from hubdistill.evaluation.statistics import Measurement
     from hubdistill.models.sources import ModelFacts
+
+# What a model and its 4-bit copy have in common; other fields are written by some versions of transformers only.
+SAME = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
 
 
 class Int4Options(Spec):
@@ -35,7 +39,7 @@ def quantization(options: Int4Options) -> dict[str, Any]:
 
 
 def load_student(facts: ModelFacts, spec: ModelSpec, device: torch.device, options: Int4Options) -> PreTrainedModel:
-    """The same weights as the teacher's, in 4 bit."""
+    """The same weights as the teacher's, in 4 bit: quantised on loading, or stored so."""
     from hubdistill.models.load import check_head
     from hubdistill.models.quantized import load_4bit
 
@@ -47,15 +51,46 @@ def load_student(facts: ModelFacts, spec: ModelSpec, device: torch.device, optio
 def check(teacher: ModelFacts, student: ModelFacts, options: Int4Options) -> list[str]:
     """Problems that make an int4 recipe impossible, from the configs alone."""
     problems = text.check_architecture(teacher, student)
-    for role, facts in (("teacher", teacher), ("student", student)):
-        if quantised := facts.config.get("quantization_config"):
-            method = quantised.get("quant_method", "unknown method")
-            problems.append(f"{role}.model: {facts.reference} is quantised already ({method}); name the unquantised model, which is teacher as it is and quantised on loading as student")
-    if teacher.config and student.config and (teacher.location, teacher.commit) != (student.location, student.commit):
-        problems.append("student.model: the int4 target recovers a model from its own quantisation, so teacher and student must be the same model (and no student.layers); write the same model for both, or use `target: {kind: text}`")
+    if found := stored(teacher):
+        problems.append(f"teacher.model: {teacher.reference} is quantised already ({found.method}), and what it lost cannot be learnt from it; name the unquantised model")
+    if found := stored(student):
+        problems += _check_stored(teacher, student, found, options)
+    elif teacher.config and student.config and (teacher.location, teacher.commit) != (student.location, student.commit):
+        problems.append("student.model: the int4 target recovers a model from its own quantisation, so teacher and student must be the same model (and no student.layers); write the same model for both, name a copy of the teacher that is stored in 4 bit, or use `target: {kind: text}`")
     if not importlib.util.find_spec("bitsandbytes"):
         problems.append("target.kind: int4 needs bitsandbytes, which is not installed; `pip install bitsandbytes`")
     return problems
+
+
+def _check_stored(teacher: ModelFacts, student: ModelFacts, found: Stored, options: Int4Options) -> list[str]:
+    """Problems of a student whose files are quantised: it must be of a kind that is trained on, as the recipe says, and the teacher's copy."""
+    name = student.reference
+    if reason := found.refused():
+        return [f"student.model: {name} {reason}; {INSTEAD}"]
+    if student.kind == "pruned":
+        return [f"student.layers: {name} is stored in 4 bit, and layers are left out of floating-point models only; remove student.layers"]
+    said = {"quant_type": (options.quant_type, found.quant_type), "double_quant": (options.double_quant, found.double_quant)}
+    problems = [
+        f"target.{key}: the recipe says {_yaml(ours)}, and {name} is stored with {_yaml(theirs)} (its quantization_config); write `{key}: {_yaml(theirs)}`"
+        for key, (ours, theirs) in said.items()
+        if ours != theirs
+    ]
+    if head_is_quantised(student, found):
+        problems.append(f"student.model: the output head of {name} is quantised (llm_int8_skip_modules in its config leaves it out), and the loss needs it in floating point; {INSTEAD}")
+    return problems + _check_copy(teacher, student)
+
+
+def _check_copy(teacher: ModelFacts, student: ModelFacts) -> list[str]:
+    """Whether the configs may be of one model; that the weights are, no config tells."""
+    ours, theirs = student.text_config, teacher.text_config
+    other = next((key for key in SAME if key in ours and key in theirs and ours[key] != theirs[key]), None)
+    return [] if other is None else [
+        f"student.model: {student.reference} has {other} {ours[other]} and the teacher {teacher.reference} has {theirs[other]}, so it is no copy of it; name the model that it was quantised from as teacher"
+    ]  # fmt: skip
+
+
+def _yaml(value: bool | str) -> str:
+    return str(value).lower()
 
 
 def before(heldout: HeldOut, options: Int4Options) -> Outlook:

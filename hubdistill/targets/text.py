@@ -61,7 +61,7 @@ def check_pair(teacher: ModelFacts, student: ModelFacts) -> list[str]:
     """Problems that make a recipe impossible whatever the models read."""
     problems = check_architecture(teacher, student)
     if "quantization_config" in student.config:
-        problems.append(f"student.model: {student.reference} is quantised; this target trains floating-point students, name the unquantised model, or write `target: {{kind: int4}}`, which quantises it on loading")
+        problems.append(f"student.model: {student.reference} is quantised; this target trains floating-point students, name the unquantised model, or write `target: {{kind: int4}}` for a student in 4 bit")
     if teacher.config and student.config and teacher.location == student.location and teacher.commit == student.commit:
         problems.append("student.model: student and teacher are the same model; choose a smaller student, prune it with student.layers, or write `target: {kind: int4}` for a student in 4 bit")
     return problems
