@@ -89,7 +89,7 @@ def _check_copy(teacher: ModelFacts, student: ModelFacts) -> list[str]:
     ]  # fmt: skip
 
 
-def _yaml(value: bool | str) -> str:
+def _yaml(value: object) -> str:
     return str(value).lower()
 
 
