@@ -62,7 +62,7 @@ print(json.dumps(results))
 """
 
 
-ELSEWHERE = {"smoke/vlm", "smoke/int4", "int4/smollm2-135m"}  # planned in tests/test_vlm.py and tests/test_int4.py
+ELSEWHERE = {"smoke/vlm", "smoke/int4", "int4/smollm2-135m", "smoke/drafter", "drafter/smollm2-135m"}  # planned in tests/test_vlm.py, test_int4.py, test_drafter.py
 VISION = {
     "vlm/tinyllava_from_llava-1.5-7b": ("llava-hf/llava-1.5-7b-hf", "bczhou/tiny-llava-v1-hf", ["lmms-lab/OK-VQA", "lmms-lab/textvqa"], 3, 32064),
     "vlm/qwen2.5-vl-3b_from_qwen2.5-vl-7b": ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct", ["lmms-lab/textvqa"], 2, 151936),
