@@ -50,10 +50,10 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: Out
     """
     started = _Started(Asked(recipe, overrides, allow_remote_code, revision), output, quiet)
     publish = None if no_push else started.plan.recipe.publish
-    if publish:
-        _check_access(publish, started)
-    from hubdistill.publication import publish_as_recipe
+    from hubdistill.publication import announce, publish_as_recipe
 
+    if publish:
+        announce(publish, started.reporter.note)
     with started.opened() as current:
         current.distil()
         _finish(current)
@@ -126,6 +126,7 @@ def card(run: RunArgument) -> None:
 def push(run: RunArgument,
          repo: Annotated[str, typer.Option("--repo", metavar="ORG/NAME", help="Repository of the adapter; created if it is not there.")],
          base_repo: Annotated[str | None, typer.Option("--base-repo", metavar="ORG/NAME", help="Repository for the base, if that is not on the Hub (a pruned or local student).")] = None,
+         merged_repo: Annotated[str | None, typer.Option("--merged-repo", metavar="ORG/NAME", help="Repository for the model with the adapter merged in, if you want one (engines take no adapter as drafter).")] = None,
          public: Annotated[bool, typer.Option("--public", help="Create repositories public; they are private without it. Existing ones keep their visibility.")] = False,
          pr: Annotated[bool, typer.Option("--pr", help="Open a pull request instead of committing to main.")] = False,
          tag: Annotated[str | None, typer.Option("--tag", help="Tag the commit, for example v0.1.")] = None,
@@ -139,11 +140,12 @@ def push(run: RunArgument,
     path = _run_directory(run)
     if dry_run:
         with RunDirectory(path).locked():
-            text = publication.preview_text(path, repo, base_repo=base_repo, private=not public, create_pr=pr, tag=tag, revision=revision)
+            text = publication.preview_text(path, repo, base_repo=base_repo, private=not public, create_pr=pr, tag=tag, revision=revision, merged_repo=merged_repo)
         _print(text)
         return
     with RunDirectory(path).locked():
-        done = publication.publish(path, repo, base_repo=base_repo, private=not public, create_pr=pr, tag=tag, revision=revision, overwrite_card=overwrite_card)
+        done = publication.publish(path, repo, base_repo=base_repo, private=not public, create_pr=pr, tag=tag, revision=revision, overwrite_card=overwrite_card,
+                                   merged_repo=merged_repo)  # fmt: skip
     for warning in done.warnings:
         _say(f"warning: {warning}")
     shown = f"refs/pr/{done.pr}" if done.pr else revision
@@ -233,18 +235,9 @@ def _finish(current: Any) -> None:
     write_examples_page(current.path, current.plan.loaded.name)
 
 
-def _check_access(publish: Any, started: _Started) -> None:
-    from hubdistill.hub.access import check_access
-    from hubdistill.publication import check_repositories
-
-    check_repositories(publish.repo, publish.base_repo)
-    for repo in filter(None, (publish.repo, publish.base_repo)):
-        access = check_access(repo, private=publish.private)
-        started.reporter.note(f"will publish to {repo} ({access.visibility}) as {access.user}")
-
-
 def _summary(path: Path, done: Any) -> dict[str, Any]:
-    from hubdistill.publication import load_run, summary
+    from hubdistill.publication import load_run
+    from hubdistill.summary import summary
 
     return summary(path, *load_run(path), done)
 

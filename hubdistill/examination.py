@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+VALUES = "values.json"  # what measurements are means of: "metric, on" -> subject -> prompt id -> value
 EXAMPLES = 20  # held-out prompts on the page of examples
 
 
@@ -61,6 +62,7 @@ class Examination:
         plan = self.shop.plan
         with self._held_out() as heldout:
             found = plan.target.evaluate(heldout, plan.recipe.evaluate)
+            write_json(self.folder / VALUES, {f"{metric}, {on}": by_subject for (metric, on), by_subject in heldout.values.items()})
             self._write_examples(read_prompts(self.prompts), heldout.teacher_responses)
         return found
 

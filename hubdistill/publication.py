@@ -10,14 +10,13 @@ import json
 import platform
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hubdistill.errors import HubdistillError, InputError, MissingError
-from hubdistill.evaluation.questions import OF_TYPE, QUESTIONS
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.files import write_atomically, write_json
 from hubdistill.hub import card as cards
@@ -37,6 +36,7 @@ from hubdistill.hub.publish import Published, check_arguments, check_push, previ
 from hubdistill.hub.reproduce import files_of_this_machine, pinned_recipe, public_names
 from hubdistill.hub.run_card import Place, card_facts, license_of
 from hubdistill.hub.staging import stage
+from hubdistill.merging import Merged, merge, push_merged
 from hubdistill.models.sources import read_json
 from hubdistill.plan import Plan
 from hubdistill.specs import PublishSpec
@@ -44,7 +44,6 @@ from hubdistill.specs import PublishSpec
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "huggingface_hub")
 RECORDED = {"name", "prompts", "questions", "quantization", "teacher", "student", "student_source", "student_source_commit", "rounds", "recipe", "stages", "seconds", "loss", "beta",
             "warnings", "hardware", "versions", "hubdistill", "target_facts", "pipeline_tag", "files_of_this_machine"}  # fmt: skip  # what a card is made of
-SHOWN = ("gap_closed", "speed_up", "accepted_length", "acceptance", "perplexity", "kl", "agreement", "rouge_l", "vqa_accuracy", "exact_match", "latency", "memory")  # metrics that `run` ends with; of questions the whole set
 REPRODUCE = "reproduce.yaml"  # the resolved recipe that goes into the repository
 
 
@@ -125,11 +124,20 @@ def _undamaged(file: Path) -> Iterator[None]:
         raise InputError(f"{file} is damaged ({what}); write it again: hubdistill run RECIPE --output {file.parent}, finished stages are kept") from problem
 
 
-def _location(path: Path) -> tuple[str, bool, str | None]:
-    """The base's place (Hub id or folder), whether it is on the Hub, and the chat template that the adapter needs."""
+@dataclass(frozen=True)
+class Location:
+    """Where the adapter's base is: a Hub id or a folder; and the chat template that the adapter needs beside it."""
+
+    base: str
+    on_hub: bool
+    template: str | None
+
+
+def location(path: Path) -> Location:
+    """The place of a run's base, from location.json."""
     with _undamaged(path / "location.json"):
         found = read_json(path / "location.json")
-        return found["base"], found["kind"] == "hub", found["chat_template"]
+        return Location(found["base"], found["kind"] == "hub", found["chat_template"])
 
 
 def final_adapter(path: Path, record: Mapping[str, Any]) -> Path:
@@ -140,7 +148,7 @@ def final_adapter(path: Path, record: Mapping[str, Any]) -> Path:
 def build(path: Path, place: Place, folder: Path) -> Path:
     """Render the card and stage the repository in `folder`; README.md also lands in the run directory."""
     record, measurements = load_run(path)
-    template = _location(path)[2]
+    template = location(path).template
     adapter = final_adapter(path, record)
     config = read_json(adapter / CONFIG)
     with _undamaged(path / "run.json"):
@@ -157,24 +165,27 @@ def build(path: Path, place: Place, folder: Path) -> Path:
 def build_local(path: Path) -> Path:
     """The folder laid out as the repository would be, with the base by its place on this machine if it is not on the Hub."""
     record = load_run(path)[0]
-    base, on_hub, _ = _location(path)
-    place = Place(repo=None, base=base, base_commit=record["student"]["commit"] if on_hub else None)
+    found = location(path)
+    place = Place(repo=None, base=found.base, base_commit=record["student"]["commit"] if found.on_hub else None)
     return build(path, place, path / "hub")
 
 
-def check_repositories(repo: str, base_repo: str | None) -> None:
-    """Raise InputError for names that cannot be repositories, and for one repository that would hold adapter and base."""
-    for name in filter(None, (repo, base_repo)):
+def check_repositories(repo: str, base_repo: str | None, merged_repo: str | None = None) -> None:
+    """Raise InputError for names that cannot be repositories, and for one repository that would hold two of them."""
+    for name in filter(None, (repo, base_repo, merged_repo)):
         require_repo(name)
+    if merged_repo and merged_repo.casefold() in (repo.casefold(), (base_repo or "").casefold()):
+        raise InputError(f"{merged_repo} cannot hold the merged model beside the adapter or its base; name another repository with --merged-repo (`publish.merged_repo` in the recipe)")
     if base_repo and repo.casefold() == base_repo.casefold():  # to the Hub both are one name
         raise InputError(f"{repo} cannot hold both the adapter and its base; name another repository with --base-repo (`publish.base_repo` in the recipe)")
 
 
-def _destination(path: Path, repo: str, base_repo: str | None, revision: str | None) -> tuple[Place, Path | None]:
+def _destination(path: Path, repo: str, base_repo: str | None, revision: str | None, merged_repo: str | None = None) -> tuple[Place, Path | None]:
     """Where the adapter goes, and the folder of its base if that is pushed too; InputError where that is impossible."""
-    check_repositories(repo, base_repo)
+    check_repositories(repo, base_repo, merged_repo)
     record = load_run(path)[0]
-    base, on_hub, _ = _location(path)
+    found = location(path)
+    base, on_hub = found.base, found.on_hub
     if any("/" in name.removeprefix("./") or "~" in name for name in record["files_of_this_machine"]):
         raise InputError(f"{path} is of an earlier version and names paths of this machine; write it again: hubdistill run RECIPE --output {path}, finished stages are kept")
     if not on_hub and base_repo is None:
@@ -182,8 +193,8 @@ def _destination(path: Path, repo: str, base_repo: str | None, revision: str | N
     if on_hub and base.casefold() == repo.casefold():
         raise InputError(f"{repo} is the adapter's base, and the adapter would replace its card; name another repository with --repo (`publish.repo` in the recipe)")
     if on_hub:
-        return Place(repo=repo, base=base, base_commit=record["student"]["commit"], revision=revision), None
-    return Place(repo=repo, base=str(base_repo), base_commit=None, revision=revision), Path(base)
+        return Place(repo=repo, base=base, base_commit=record["student"]["commit"], revision=revision, merged=merged_repo), None
+    return Place(repo=repo, base=str(base_repo), base_commit=None, revision=revision, merged=merged_repo), Path(base)
 
 
 def _shown_revision(revision: str | None, tag: str | None) -> str | None:
@@ -192,14 +203,16 @@ def _shown_revision(revision: str | None, tag: str | None) -> str | None:
 
 
 def publish(path: Path, repo: str, *, base_repo: str | None, private: bool, tag: str | None, create_pr: bool = False,
-            revision: str | None = None, overwrite_card: bool = False) -> Published:  # fmt: skip
-    """Push the base (where it is not on the Hub), then the adapter with its card, pinned to that base's commit.
+            revision: str | None = None, overwrite_card: bool = False, merged_repo: str | None = None) -> Published:  # fmt: skip
+    """Push the base (where it is not on the Hub), then the adapter with its card, pinned to that base's commit; then the
+    model with the adapter merged in, if it has a repository.
 
     Whatever can be refused is refused before the base is pushed.
     """
     check_arguments(repo, revision, create_pr, tag)
-    place, own_base = _destination(path, repo, base_repo, _shown_revision(revision, tag))
-    resume = _push_command(path, repo, base_repo, private=private, create_pr=create_pr, tag=tag, revision=revision, overwrite_card=overwrite_card)
+    place, own_base = _destination(path, repo, base_repo, _shown_revision(revision, tag), merged_repo)
+    merged = _merged(path, place, create_pr=create_pr, revision=revision, private=private)
+    resume = _push_command(path, repo, base_repo, merged_repo, private=private, create_pr=create_pr, tag=tag, revision=revision, overwrite_card=overwrite_card)
     options: dict[str, Any] = {"private": private, "create_pr": create_pr, "tag": tag, "revision": revision,
                                "overwrite_card": overwrite_card, "resume_command": resume}  # fmt: skip
     folder = build(path, place, path / "staged")
@@ -218,12 +231,26 @@ def publish(path: Path, repo: str, *, base_repo: str | None, private: bool, tag:
     if base and (base.visibility, done.visibility) == ("private", "public"):  # repositories that are there keep their visibility
         done = replace(done, warnings=(*done.warnings, f"{repo} is public and its base {place.base} is private, so others cannot load it; make the base public in its settings"))
     shutil.rmtree(folder)
-    write_json(path / "published.json", {"repo": repo, "commit": done.commit, "url": done.url, "visibility": done.visibility, "base": place.base, "base_commit": place.base_commit, "pr": done.pr, "tag": done.tag})
+    if merged:
+        push_merged(merged, place, done.commit, private=private, resume_command=resume)
+    write_json(path / "published.json", {"repo": repo, "commit": done.commit, "url": done.url, "visibility": done.visibility, "base": place.base, "base_commit": place.base_commit, "pr": done.pr, "tag": done.tag, "merged": merged_repo})
     return done
 
 
-def _push_command(path: Path, repo: str, base_repo: str | None, *, private: bool, create_pr: bool, tag: str | None, revision: str | None, overwrite_card: bool) -> str:
-    given = [("--base-repo", base_repo), ("--tag", tag), ("--revision", revision)]
+def _merged(path: Path, place: Place, *, create_pr: bool, revision: str | None, private: bool) -> Merged | None:
+    """The merged model in a folder of the run, checked; None where nobody asked for it."""
+    if not place.merged:
+        return None
+    if create_pr or revision:
+        raise InputError("--merged-repo goes with a push to main alone; leave out --pr and --revision, or push the merged model later")
+    record, _ = load_run(path)
+    merged = merge(record, location(path).base, location(path).on_hub, location(path).template, final_adapter(path, record), path / "merged", place.merged)
+    check_access(place.merged, private=private)
+    return merged
+
+
+def _push_command(path: Path, repo: str, base_repo: str | None, merged_repo: str | None, *, private: bool, create_pr: bool, tag: str | None, revision: str | None, overwrite_card: bool) -> str:
+    given = [("--base-repo", base_repo), ("--merged-repo", merged_repo), ("--tag", tag), ("--revision", revision)]
     flags = [("--public", not private), ("--pr", create_pr), ("--overwrite-card", overwrite_card)]
     words = ["hubdistill", "push", str(path), "--repo", repo, *(word for name, value in given if value for word in (name, value))]
     return shlex.join([*words, *(name for name, on in flags if on)])
@@ -236,13 +263,22 @@ def _base_card(repo: str, record: Mapping[str, Any]) -> str:
 
 def publish_as_recipe(path: Path, spec: PublishSpec) -> Published:
     """`publish` with what the recipe says."""
-    return publish(path, spec.repo, base_repo=spec.base_repo, private=spec.private, tag=spec.tag)
+    return publish(path, spec.repo, base_repo=spec.base_repo, private=spec.private, tag=spec.tag, merged_repo=spec.merged_repo)
 
 
-def preview_text(path: Path, repo: str, *, base_repo: str | None, private: bool, tag: str | None, revision: str | None = None, create_pr: bool = False) -> str:
+def announce(spec: PublishSpec, note: Callable[[str], None]) -> None:
+    """Say where a run will be published; raises before it begins where that is impossible."""
+    check_repositories(spec.repo, spec.base_repo, spec.merged_repo)
+    for repo in filter(None, (spec.repo, spec.base_repo, spec.merged_repo)):
+        access = check_access(repo, private=spec.private)
+        note(f"will publish to {repo} ({access.visibility}) as {access.user}")
+
+
+def preview_text(path: Path, repo: str, *, base_repo: str | None, private: bool, tag: str | None, revision: str | None = None, create_pr: bool = False,
+                 merged_repo: str | None = None) -> str:  # fmt: skip
     """What a push would send, and the card it would send; needs no network. The base's commit is not known yet."""
     check_arguments(repo, revision, create_pr, tag)
-    place, own_base = _destination(path, repo, base_repo, _shown_revision(revision, tag))
+    place, own_base = _destination(path, repo, base_repo, _shown_revision(revision, tag), merged_repo)
     folder = build(path, place, path / "staged")
     found = preview(folder, repo, private=private, tag=tag, revision=revision, create_pr=create_pr)
     lines = [f"{found.repo} on {found.endpoint}, revision {found.revision}, {found.visibility} if it is new"]
@@ -250,39 +286,8 @@ def preview_text(path: Path, repo: str, *, base_repo: str | None, private: bool,
     if own_base:
         lines.append(f"{place.base}, pushed first")
         lines += [f"  {file.name}  {file.stat().st_size:,} bytes" for file in base_files(own_base)]
+    lines += [f"{place.merged}, merged and pushed last"] if place.merged else []
     text = (folder / CARD).read_text(encoding="utf-8")
     shutil.rmtree(folder)
     build_local(path)
     return "\n".join([*lines, "", "README.md:", text])
-
-
-def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measurement, ...], done: Published | None) -> dict[str, Any]:
-    """What `run` ends with, as data."""
-    chosen = [row for row in measurements if row.subject == "distilled" and row.metric in SHOWN and OF_TYPE not in row.on]
-    by_key = {(row.metric, row.on, row.subject): row for row in measurements}
-    base_missing = not _location(path)[1]
-    name = record["name"].replace("/", "-")
-    following = f"hubdistill push {shlex.quote(str(path))} --repo YOU/{name}" + (f" --base-repo YOU/{name}-base" if base_missing else "")
-    return {
-        "run": str(path),
-        "adapter": str(path / "hub"),
-        "card": str(path / "README.md"),
-        "time": cards.duration(sum(record["seconds"].values())),
-        "prompts": next((row.n for row in chosen if row.split != QUESTIONS), chosen[0].n if chosen else 0),
-        "results": [_result_line(row, by_key) + (f"   (n = {row.n})" if row.split == QUESTIONS else "") for row in chosen],
-        "measurements": [row.as_dict() for row in measurements],
-        "repo": done.repo if done else None,
-        "url": done.url if done else None,
-        "commit": done.commit if done else None,
-        "visibility": done.visibility if done else None,
-        "next": f"hubdistill pull {done.repo}" if done else following,
-    }
-
-
-def _result_line(row: Measurement, by_key: Mapping[tuple[str, str, str], Measurement]) -> str:
-    before = [by_key[key] for subject in ("student", "warm-up") if (key := (row.metric, row.on, subject)) in by_key]
-    steps = " -> ".join(f"{one.subject} {one.value:.3f}" for one in [*before, row])
-    difference = row.differences[-1] if row.differences else None
-    change = f"   ({difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}] against {difference.against})" if difference else ""
-    change = change or f"   [{row.low:.3f}, {row.high:.3f}]" * (not before)  # a share of what was before has nothing to stand against
-    return f"{row.metric} on {row.on}, {row.unit}, {row.better} is better: {steps}{change}"

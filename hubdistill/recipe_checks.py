@@ -262,7 +262,7 @@ def _publish(recipe: Recipe) -> Iterator[Problem]:
     publish, student = recipe.publish, recipe.student
     if publish is None:
         return
-    for key in ("repo", "base_repo"):
+    for key in ("repo", "base_repo", "merged_repo"):
         if (
             "--" in (repo := getattr(publish, key) or "")
             or ".." in repo
@@ -286,3 +286,7 @@ def _publish(recipe: Recipe) -> Iterator[Problem]:
         yield ("publish", "base_repo"), "has no effect, the student's base is on the Hub already; remove it"
     if publish.base_repo is not None and publish.base_repo == publish.repo:
         yield ("publish", "base_repo"), "is the adapter's own repo; name another one"
+    if publish.merged_repo is not None and publish.merged_repo in (publish.repo, publish.base_repo):
+        yield ("publish", "merged_repo"), "is the repo of the adapter or of its base; name another one"
+    if publish.merged_repo is not None and recipe.target.kind == "int4":
+        yield ("publish", "merged_repo"), "a model in 4 bit cannot hold the adapter merged in; remove it"

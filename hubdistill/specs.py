@@ -185,5 +185,6 @@ class PublishSpec(Spec):
 
     repo: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=96, description="Hub repository of the adapter, ORG/NAME.")
     base_repo: str | None = Field(None, pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=96, description="Hub repository for the student's base, where it is not on the Hub yet (a pruned or local student).")
+    merged_repo: str | None = Field(None, pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=96, description="Hub repository for the student with the adapter merged in, pushed after the adapter; engines take no adapter as drafter.")
     private: bool = Field(True, description="Visibility of repositories that are created.")
     tag: str | None = Field(None, pattern=r"^[A-Za-z0-9][\w.-]*$", description="Tag to put on the commit.")

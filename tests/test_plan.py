@@ -62,11 +62,13 @@ print(json.dumps(results))
 """
 
 
-ELSEWHERE = {"smoke/vlm", "smoke/int4", "int4/smollm2-135m"}  # planned in tests/test_vlm.py and tests/test_int4.py
+ELSEWHERE = {"smoke/vlm", "smoke/int4", "int4/smollm2-135m", "smoke/drafter", "drafter/smollm2-135m"}  # planned in tests/test_vlm.py, test_int4.py, test_drafter.py
 VISION = {
     "vlm/tinyllava_from_llava-1.5-7b": ("llava-hf/llava-1.5-7b-hf", "bczhou/tiny-llava-v1-hf", ["lmms-lab/OK-VQA", "lmms-lab/textvqa"], 3, 32064),
     "vlm/qwen2.5-vl-3b_from_qwen2.5-vl-7b": ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct", ["lmms-lab/textvqa"], 2, 151936),
 }  # fmt: skip
+INT4 = {"int4/phi-3.5-mini": ("microsoft/Phi-3.5-mini-instruct", 50_000, 3, 32064), "int4/qwen3-8b": ("Qwen/Qwen3-8B", 10_000, 2, 151936)}
+BEYOND_TEXT = [*VISION, *INT4]
 
 
 def child_env(url: str, home: Path, **more: str) -> dict[str, str]:
@@ -92,8 +94,8 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         seed(hub)
         heads = {name: repo.refs["refs/heads/main"] for (_, name), repo in hub.state.repos.items()}
         before = len(hub.log)
-        results = command_lines(child_env(hub.url, home), home, *(["plan", name, "--json"] for name in [*TEXT, *VISION]), ["plan", TEXT[-1]])
-        found = {name: (code, json.loads(out)) for name, (code, out) in zip([*TEXT, *VISION], results, strict=False)}
+        results = command_lines(child_env(hub.url, home), home, *(["plan", name, "--json"] for name in [*TEXT, *BEYOND_TEXT]), ["plan", TEXT[-1]])
+        found = {name: (code, json.loads(out)) for name, (code, out) in zip([*TEXT, *BEYOND_TEXT], results, strict=False)}
         asked = hub.log[before:]
         cached = command_lines(child_env("http://hub.invalid", home), home, ["plan", TEXT[-1], "--offline", "--json"], cut=True)
         yield {"found": found, "text": results[-1], "cached": cached[0], "heads": heads, "log": asked}
@@ -102,7 +104,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 def test_all_text_recipes_are_planned():
     assert set(TEXT) == set(EXPECTED)
     every = {file.relative_to(REPO / "recipes").with_suffix("").as_posix() for file in (REPO / "recipes").rglob("*.yaml")}
-    assert every - ELSEWHERE - set(VISION) == {*TEXT, "quickstart"}, "a new recipe needs its plan tested here"
+    assert every - ELSEWHERE - set(BEYOND_TEXT) == {*TEXT, "quickstart"}, "a new recipe needs its plan tested here"
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -139,6 +141,34 @@ def test_a_vision_recipe_has_a_plan(plans, name):
         assert plan[key]["config"]["vocab_size"] == recorded.get("text_config", recorded)["vocab_size"]
 
 
+@pytest.mark.parametrize("name", INT4)
+def test_an_int4_recipe_has_a_plan(plans, name):
+    code, plan = plans["found"][name]
+    model, prompts, rounds, vocab = INT4[name]
+    assert code == 0
+    assert [plan[key]["reference"] for key in ("teacher", "student")] == [model, model]
+    assert [plan[key]["commit"] for key in ("teacher", "student", "prompts")] == [plans["heads"][one] for one in (model, model, ULTRACHAT)]
+    assert (plan["prompts_at_most"], plan["rounds"], plan["common_vocabulary"], plan["warnings"]) == (prompts, rounds, vocab, [])
+    assert plan["recipe"]["target"] == {"kind": "int4", "quant_type": "nf4", "double_quant": True, "gap": "stop"}
+    assert plan["teacher"]["license"] == LICENSES["models"][model]
+    assert plan["student"]["config"]["hidden_size"] == config(model)["hidden_size"]
+
+
+@pytest.mark.parametrize("name", INT4)
+def test_the_layers_of_an_int4_recipe_are_all_that_its_model_has(name):
+    """From the recorded config, as `run` makes them: fused in Phi-3, apart in Qwen3; all are quantised, the head is not."""
+    from hubdistill.models.layers import adapted_layers, empty_model, floating_layers
+    from hubdistill.models.sources import ModelFacts
+    from hubdistill.specs import LoraSpec
+
+    model = INT4[name][0]
+    facts = ModelFacts(reference=model, kind="hub", location=model, commit="", config=config(model), license={})
+    every = adapted_layers(facts, LoraSpec())
+    assert adapted_layers(facts, load_recipe(REPO / "recipes" / f"{name}.yaml").recipe.lora) == every
+    assert ("qkv_proj" in every) == ("Phi" in model) != ("q_proj" in every)
+    assert floating_layers(empty_model(facts, "student")) == ["lm_head"]
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_its_beta_rises_evenly_from_a_half_to_one(plans, name):
     _, plan = plans["found"][name]
@@ -170,7 +200,7 @@ def test_no_weights_and_no_rows_are_downloaded(plans):
 
 
 def test_the_digests_of_different_recipes_differ(plans):
-    assert len({plan["digest"] for _, plan in plans["found"].values()}) == len(EXPECTED) + len(VISION)
+    assert len({plan["digest"] for _, plan in plans["found"].values()}) == len(EXPECTED) + len(BEYOND_TEXT)
 
 
 def test_without_json_the_plan_is_text_and_proposes_the_run(plans):

@@ -17,7 +17,7 @@ from hubdistill.hub import markdown
 from hubdistill.hub.card_merge import END, START, dump
 from hubdistill.hub.names import check_base, is_hub_id, require_repo, require_revision
 from hubdistill.hub.results import Source, eval_results, number, results
-from hubdistill.hub.snippets import Use, load_snippet, merge_snippet, vllm_snippet
+from hubdistill.hub.snippets import Drafts, Use, draft_snippet, load_snippet, merge_snippet, vllm_draft, vllm_snippet
 from hubdistill.shipped import model_cards_root
 
 if TYPE_CHECKING:
@@ -134,6 +134,8 @@ class CardFacts:
     versions: Mapping[str, str] = field(default_factory=dict)  # package -> version
     merge_advice: str = ""
     quantization: Mapping[str, bool | str] | None = None  # of the base, as BitsAndBytesConfig takes it; `stored` where its files are in 4 bit
+    drafts: Drafts | None = None  # whose drafter it is
+    merged: str | None = None  # repository of the model with the adapter merged in
     chat_template_file: bool = False  # the repository carries chat_template.jinja
     vllm: bool = True  # False where vLLM would refuse the adapter (DoRA, modules_to_save)
 
@@ -149,6 +151,8 @@ def render_card(facts: CardFacts) -> str:
         load=load_snippet(use),
         vllm=vllm_snippet(use) if facts.vllm else None,
         merge=merge_snippet(use),
+        draft=draft_snippet(use),
+        serve_draft=vllm_draft(facts.drafts, facts.merged or "./merged") if facts.drafts else None,
         training=_training_rows(facts),
         terms=_terms(facts),
         paper=PAPER,
@@ -195,6 +199,7 @@ def _metadata(facts: CardFacts) -> str:
             "teacher": facts.teacher.name,
             **({"teacher_revision": facts.teacher.commit} if facts.teacher.commit else {}),
             **({"base_revision": base.commit} if base.commit else {}),
+            **({"draft_tokens": facts.drafts.tokens} if facts.drafts else {}),
             **({"quantization": dict(facts.quantization)} if facts.quantization else {}),
             "version": hubdistill.__version__,
         },
@@ -214,6 +219,7 @@ def _use(facts: CardFacts) -> Use:
         chat_template_file=facts.chat_template_file,
         local=facts.repo is None,
         quantization=facts.quantization,
+        drafts=facts.drafts,
     )
 
 

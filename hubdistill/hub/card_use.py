@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from hubdistill.errors import InputError
+from hubdistill.evaluation.acceptance import LONGEST
 from hubdistill.hub.card_merge import split_card
 from hubdistill.hub.failures import log
+from hubdistill.hub.names import is_commit, is_hub_id
+from hubdistill.hub.snippets import Drafts
 
 QUANTIZATION: dict[str, tuple[bool | str, ...]] = {
     "load_in_4bit": (True,),
@@ -26,6 +29,7 @@ class CardUse:
 
     pipeline_tag: str = "text-generation"
     quantization: Mapping[str, bool | str] | None = None
+    drafts: Drafts | None = None
 
 
 def card_use(card: Path) -> CardUse:
@@ -36,7 +40,16 @@ def card_use(card: Path) -> CardUse:
         log.warning("%s", error)
         return CardUse()
     tag = "image-text-to-text" if said.get("pipeline_tag") == "image-text-to-text" else "text-generation"
-    return CardUse(tag, _quantization(said.get("hubdistill")))
+    ours = said.get("hubdistill")
+    return CardUse(tag, _quantization(ours), _drafts(ours))
+
+
+def _drafts(ours: Any) -> Drafts | None:
+    """Whose drafter it is, where the verifier can be loaded by its name."""
+    if not isinstance(ours, Mapping) or type(tokens := ours.get("draft_tokens")) is not int or not 1 <= tokens <= LONGEST:
+        return None
+    verifier, commit = ours.get("teacher"), ours.get("teacher_revision")
+    return Drafts(verifier=str(verifier), commit=str(commit), tokens=tokens) if is_hub_id(verifier) and is_commit(commit) else None
 
 
 def _quantization(ours: Any) -> dict[str, bool | str] | None:

@@ -19,7 +19,7 @@ from hubdistill.hub.adapter_check import LARGEST_CONFIG, AdapterFacts, check_ada
 from hubdistill.hub.card_use import CardUse, card_use
 from hubdistill.hub.failures import DELAYS, endpoint_warning, explained, hub_token, is_unreachable, log, retrying
 from hubdistill.hub.names import CARD, CONFIG, FILES, RECIPE, TEMPLATE, WEIGHTS, is_hub_id, require_revision
-from hubdistill.hub.snippets import Use, load_snippet, merge_snippet, vllm_snippet
+from hubdistill.hub.snippets import Use, draft_snippet, load_snippet, merge_snippet, vllm_draft, vllm_snippet
 from hubdistill.hub.staging import replacing
 
 if TYPE_CHECKING:
@@ -249,11 +249,14 @@ def usage(pulled: Pulled) -> str:
         rank=pulled.rank,
         pipeline_tag=pulled.use.pipeline_tag,
         quantization=pulled.use.quantization,
+        drafts=pulled.use.drafts,
         name=(pulled.repo or pulled.folder.resolve().name).rsplit("/", 1)[-1],
         chat_template_file=pulled.chat_template is not None,
         local=pulled.repo is None,
     )
     merged, served = merge_snippet(use), vllm_snippet(use)
     parts = [f"# transformers and PEFT\n{load_snippet(use)}"]
+    parts += [f"# as the drafter of {use.drafts.verifier}\n{draft_snippet(use)}"] if use.drafts else []
     parts += [f"# merged into the base\n{merged}"] if merged else []
+    served = vllm_draft(use.drafts, "./merged") if use.drafts else served
     return "\n\n".join([*parts, f"# vLLM (shell)\n{served}"] if served else parts)

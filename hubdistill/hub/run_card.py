@@ -12,6 +12,7 @@ from typing import Any
 from hubdistill.evaluation.questions import names_of
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.hub import card as cards
+from hubdistill.hub.snippets import DRAFT_TOKENS, Drafts
 
 DIVERGENCES = {"skl": "skew KL", "srkl": "skew reverse KL", "jsd": "generalised JSD", "kl": "KL", "tv": "total variation", "nll": "cross-entropy"}
 SKEWED = {"skl", "srkl", "jsd"}  # those with an alpha
@@ -25,6 +26,7 @@ class Place:
     base: str
     base_commit: str | None
     revision: str | None = None  # tag or branch that holds it, where it is not on main
+    merged: str | None = None  # repository of the model with the adapter merged in
 
 
 def card_facts(record: Mapping[str, Any], measurements: tuple[Measurement, ...], place: Place, adapter: Mapping[str, Any], template: bool) -> cards.CardFacts:
@@ -57,7 +59,18 @@ def card_facts(record: Mapping[str, Any], measurements: tuple[Measurement, ...],
         chat_template_file=template,
         quantization=record["quantization"],
         merge_advice=_merge_advice(record["quantization"]),
+        merged=place.merged,
+        drafts=drafts_of(record),
     )  # fmt: skip
+
+
+def drafts_of(record: Mapping[str, Any]) -> Drafts | None:
+    """Whose drafter the student is, where that is what it was trained for."""
+    if record["recipe"]["target"]["kind"] != "drafter":
+        return None
+    asked = [one["draft_tokens"] for one in record["recipe"]["evaluate"] if one["kind"] == "acceptance"]
+    teacher = record["teacher"]
+    return Drafts(verifier=teacher["reference"], commit=teacher["commit"] if teacher["kind"] == "hub" else None, tokens=asked[0] if asked else DRAFT_TOKENS)
 
 
 def _merge_advice(quantization: Mapping[str, Any] | None) -> str:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+DRAFT_TOKENS = 4
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank accepts in vLLM 0.32; 16 is its default
 
 
@@ -19,6 +20,15 @@ ANSWER = [
     "answer = model.generate(**inputs, max_new_tokens=64)[0, inputs[\"input_ids\"].shape[1]:]",
     "print(processor.decode(answer, skip_special_tokens=True))",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drafts:
+    """For whom an adapter's model drafts: a Hub id at a commit, or what a verifier that is not on the Hub is called."""
+
+    verifier: str
+    commit: str | None
+    tokens: int = DRAFT_TOKENS  # drafted before each verification
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +45,7 @@ class Use:
     chat_template_file: bool = False  # the adapter brings chat_template.jinja, because the base's differs
     local: bool = False
     quantization: Mapping[str, bool | str] | None = None  # how the base is loaded, as BitsAndBytesConfig takes it; `stored` where its files say so themselves
+    drafts: Drafts | None = None
 
 
 def _pinned(repo: str, revision: str | None) -> str:
@@ -82,12 +93,12 @@ def vllm_rank(rank: int) -> int | None:
 
 
 def vllm_snippet(use: Use) -> str | None:
-    """Shell commands that serve the adapter with vLLM; None for a rank it cannot hold, and for a base in 4 bit (not tried).
+    """Shell commands that serve the adapter with vLLM; None for a rank it cannot hold, a base in 4 bit (not tried) and a drafter.
 
     `--lora-modules` takes no revision, so the pinned adapter is downloaded first and served from its folder.
     """
     allowed = vllm_rank(use.rank)
-    if allowed is None or use.quantization:
+    if allowed is None or use.quantization or use.drafts:
         return None
     folder = use.adapter if use.local else f"./{use.name}"
     serve = f"vllm serve {shlex.quote(use.base)}" + (
@@ -113,3 +124,43 @@ def merge_snippet(use: Use) -> str | None:
         'merged.save_pretrained("merged")\n'
         f'{tok}.save_pretrained("merged")'
     )
+
+
+def draft_snippet(use: Use) -> str | None:
+    """Python that decodes with the adapter's model as drafter, after `load_snippet`; None for what drafts for nobody."""
+    if use.drafts is None:
+        return None
+    merge = "drafter = model.merge_and_unload()  # an adapter beside its base would slow every draft"
+    return "\n".join([*_verifier(use.drafts), merge, *_drafting(use.drafts)])
+
+
+def merged_draft_snippet(merged: str, drafts: Drafts) -> str:
+    """The same for the repository that holds the adapter merged in; needs nothing before it."""
+    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", *_verifier(drafts)]
+    lines += [f'drafter = AutoModelForCausalLM.from_pretrained({json.dumps(merged)}, dtype="auto", device_map="auto")', f"tok = AutoTokenizer.from_pretrained({json.dumps(merged)})"]
+    return "\n".join([*lines, *_drafting(drafts)])
+
+
+def _verifier(drafts: Drafts) -> list[str]:
+    if drafts.commit is None:
+        return [f"# `verifier` is {json.dumps(drafts.verifier)}, which is not on the Hub: load it first, as you have it"]
+    return [f'verifier = AutoModelForCausalLM.from_pretrained({_pinned(drafts.verifier, drafts.commit)}, dtype="auto", device_map="auto")']
+
+
+def _drafting(drafts: Drafts) -> list[str]:
+    return [
+        f'drafter.generation_config.update(num_assistant_tokens={drafts.tokens}, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0)',
+        'chat = [{"role": "user", "content": "What is speculative decoding?"}]',
+        'inputs = tok.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True).to(verifier.device)',
+        'answer = verifier.generate(**inputs, assistant_model=drafter, do_sample=False, max_new_tokens=64)[0, inputs["input_ids"].shape[1]:]',
+        "print(tok.decode(answer, skip_special_tokens=True))",
+    ]
+
+
+def vllm_draft(drafts: Drafts, drafter: str) -> str | None:
+    """A shell command that serves the verifier with `drafter`, a whole model: vLLM takes no adapter as one. None for a verifier
+    that is not on the Hub."""
+    if drafts.commit is None:
+        return None
+    settings = json.dumps({"method": "draft_model", "model": drafter, "num_speculative_tokens": drafts.tokens})
+    return f"vllm serve {shlex.quote(drafts.verifier)} --revision {shlex.quote(drafts.commit)} --speculative-config {shlex.quote(settings)}"

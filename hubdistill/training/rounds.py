@@ -65,7 +65,7 @@ def training_arguments(output: Path, spec: TrainSpec, *, seed: int, accumulation
         "remove_unused_columns": False,
         "use_cpu": spec.device == "cpu",
         "disable_tqdm": quiet,
-        "log_level": "warning",
+        "log_level": "passive",
         "push_to_hub": False,
         **changes,
     }

@@ -74,6 +74,7 @@ def _language_parameters(spec: dict[str, Any]) -> int:
     attention = hidden * (query + 2 * key_value) + query * hidden
     biases = query + 2 * key_value if spec["model_type"] in ("qwen2", "qwen2_5_vl") else 0
     norms = hidden * (4 if spec["model_type"] == "gemma2" else 2)
+    norms += 2 * head if spec["model_type"] == "qwen3" else 0  # of each query and key
     tied = spec.get("tie_word_embeddings", True)
     per_layer = attention + biases + norms + 3 * hidden * spec["intermediate_size"]
     return layers * per_layer + hidden + spec["vocab_size"] * hidden * (1 if tied else 2)

@@ -1,0 +1,49 @@
+"""What `run` ends with: the results that matter most, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hubdistill.evaluation.questions import OF_TYPE, QUESTIONS
+from hubdistill.evaluation.statistics import Measurement
+from hubdistill.hub import card as cards
+from hubdistill.hub.publish import Published
+from hubdistill.publication import location
+
+SHOWN = ("gap_closed", "speed_up", "accepted_length", "acceptance", "perplexity", "kl", "agreement", "rouge_l", "vqa_accuracy", "exact_match", "latency", "memory")  # metrics that `run` ends with; of questions the whole set
+
+
+def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measurement, ...], done: Published | None) -> dict[str, Any]:
+    """What `run` ends with, as data."""
+    chosen = [row for row in measurements if row.subject == "distilled" and row.metric in SHOWN and OF_TYPE not in row.on]
+    prompts = max((row.n for row in chosen if row.split != QUESTIONS), default=chosen[0].n if chosen else 0)
+    by_key = {(row.metric, row.on, row.subject): row for row in measurements}
+    base_missing = not location(path).on_hub
+    name = record["name"].replace("/", "-")
+    following = f"hubdistill push {shlex.quote(str(path))} --repo YOU/{name}" + (f" --base-repo YOU/{name}-base" if base_missing else "")
+    return {
+        "run": str(path),
+        "adapter": str(path / "hub"),
+        "card": str(path / "README.md"),
+        "time": cards.duration(sum(record["seconds"].values())),
+        "prompts": prompts,
+        "results": [_result_line(row, by_key) + (f"   (n = {row.n})" if row.n and (row.split == QUESTIONS or row.n != prompts) else "") for row in chosen],
+        "measurements": [row.as_dict() for row in measurements],
+        "repo": done.repo if done else None,
+        "url": done.url if done else None,
+        "commit": done.commit if done else None,
+        "visibility": done.visibility if done else None,
+        "next": f"hubdistill pull {done.repo}" if done else following,
+    }
+
+
+def _result_line(row: Measurement, by_key: Mapping[tuple[str, str, str], Measurement]) -> str:
+    before = [by_key[key] for subject in ("student", "warm-up") if (key := (row.metric, row.on, subject)) in by_key]
+    steps = " -> ".join(f"{one.subject} {one.value:.3f}" for one in [*before, row])
+    difference = row.differences[-1] if row.differences else None
+    change = f"   ({difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}] against {difference.against})" if difference else ""
+    change = change or f"   [{row.low:.3f}, {row.high:.3f}]" * (not before)  # a share of what was before has nothing to stand against
+    return f"{row.metric} on {row.on}, {row.unit}, {row.better} is better: {steps}{change}"
