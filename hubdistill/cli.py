@@ -151,7 +151,8 @@ def push(run: RunArgument,
     shown = f"refs/pr/{done.pr}" if done.pr else revision
     at = ["--revision", shown] if shown and shown != "main" else []
     what = f"pull request {done.pr}" if done.pr else f"commit {done.commit}"
-    _print(f"{done.url}\n{what}, {done.visibility}{', tag ' + done.tag if done.tag else ''}\nNext: {shlex.join(['hubdistill', 'pull', repo, *at])}")
+    beside = "".join(f"beside it {url}\n" for url in done.beside)
+    _print(f"{done.url}\n{what}, {done.visibility}{', tag ' + done.tag if done.tag else ''}\n{beside}Next: {shlex.join(['hubdistill', 'pull', repo, *at])}")
 
 
 @app.command()

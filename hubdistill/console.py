@@ -119,6 +119,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     lines += ["", f"Run       {summary['run']}", f"Adapter   {summary['adapter']}", f"Card      {summary['card']}"]
     if summary.get("url"):
         lines.append(f"Published {summary['url']} at commit {summary['commit']} ({summary['visibility']})")
+        lines += [f"Beside it {url}" for url in summary["beside"]]
     return "\n".join([*lines, "", f"Next: {summary['next']}"])
 
 

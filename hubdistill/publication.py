@@ -231,8 +231,9 @@ def publish(path: Path, repo: str, *, base_repo: str | None, private: bool, tag:
     if base and (base.visibility, done.visibility) == ("private", "public"):  # repositories that are there keep their visibility
         done = replace(done, warnings=(*done.warnings, f"{repo} is public and its base {place.base} is private, so others cannot load it; make the base public in its settings"))
     shutil.rmtree(folder)
-    if merged:
-        push_merged(merged, place, done.commit, private=private, resume_command=resume)
+    beside = [base] if base else []
+    beside += [push_merged(merged, place, done.commit, private=private, resume_command=resume)] if merged else []
+    done = replace(done, beside=tuple(one.url for one in beside))
     write_json(path / "published.json", {"repo": repo, "commit": done.commit, "url": done.url, "visibility": done.visibility, "base": place.base, "base_commit": place.base_commit, "pr": done.pr, "tag": done.tag, "merged": merged_repo})
     return done
 

@@ -36,6 +36,7 @@ def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measureme
         "url": done.url if done else None,
         "commit": done.commit if done else None,
         "visibility": done.visibility if done else None,
+        "beside": list(done.beside) if done else [],
         "next": f"hubdistill pull {done.repo}" if done else following,
     }
 

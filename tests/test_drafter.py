@@ -76,6 +76,7 @@ def test_adapter_and_merged_drafter_come_back_from_the_hub_and_draft_for_their_v
         assert done.code == 0, done.err
         assert "will publish to org/merged (private) as alice" in done.err
         assert not (tmp_path / "run" / "merged").exists()
+        assert [f"Beside it {server.url}/org/{name}" in done.out for name in ("base", "merged")] == [True, True]
         pulled = hubdistill("pull", "org/lora", folder=tmp_path, **env)
         assert pulled.code == 0, pulled.err
         commit = api.model_info("org/verifier").sha
@@ -155,6 +156,12 @@ def test_a_drafter_that_is_no_smaller_or_quantised_is_refused_in_the_plan(pair: 
     assert "a drafter must be smaller, or every draft costs more than the token itself" in refused(pair, "teacher.model=./student", "student.model=./teacher")
     rewritten(pair / "student" / "config.json", quantization_config={"quant_method": "gptq"})
     assert "is quantised; this target trains floating-point students" in refused(pair)
+
+
+def test_a_model_that_cannot_forget_a_rejected_draft_is_refused_in_the_plan(pair: Path):
+    vocab = json.loads((pair / "teacher" / "config.json").read_text())["vocab_size"]
+    (pair / "student" / "config.json").write_text(json.dumps({"model_type": "mamba", "vocab_size": vocab, "hidden_size": 8, "num_hidden_layers": 1, "state_size": 4}))
+    assert "student.model: ./student (MambaForCausalLM) keeps a running state that cannot go back over rejected drafts" in refused(pair)
 
 
 def test_a_run_stops_before_training_where_drafting_cannot_pay(pair: Path, monkeypatch, capsys):

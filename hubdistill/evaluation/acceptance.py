@@ -118,4 +118,4 @@ def outlook(costs: Costs, acceptance: float, prompts: int) -> str:
         return f"{known}; drafting cannot pay: it would be slower than plain decoding even if every draft was accepted"
     lowest, drafted = pays
     at_best = costs.best(acceptance)
-    return f"{known}; drafting pays from an acceptance of {lowest:.3f} on ({drafted} tokens drafted); now it would be {costs.speed_up(acceptance, at_best):.2f} times plain decoding at best ({at_best} drafted)"
+    return f"{known}; drafting pays from an acceptance of {lowest:.3f} on ({drafted} drafted); now it would be {costs.speed_up(acceptance, at_best):.2f} times plain decoding at best ({at_best} drafted)"

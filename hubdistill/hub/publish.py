@@ -61,6 +61,7 @@ class Published:
     pr: int | None = None
     tag: str | None = None
     warnings: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()  # where its base and its merged model are, if they were pushed with it
 
 
 def preview(

@@ -34,22 +34,25 @@ def check(teacher: ModelFacts, student: ModelFacts, options: DrafterOptions) -> 
     rows = [facts.text_config.get("vocab_size") for facts in (teacher, student)]
     if rows[0] != rows[1]:
         problems.append(f"student.model: {student.reference} has {rows[1]} ids and its verifier {teacher.reference} has {rows[0]}; engines draft over one vocabulary alone, and chat tokens that the drafter lacks it can neither read nor propose; choose a drafter of the verifier's family")
-    return problems or _check_sizes(teacher, student)
+    return problems or _check_models(teacher, student)
 
 
-def _check_sizes(teacher: ModelFacts, student: ModelFacts) -> list[str]:
-    """A drafter that is no smaller than its verifier gains nothing."""
+def _check_models(teacher: ModelFacts, student: ModelFacts) -> list[str]:
+    """A drafter that is no smaller than its verifier gains nothing; and what was drafted in vain must be forgotten."""
     from hubdistill.models.layers import empty_model
 
     if teacher.trust_remote_code or student.trust_remote_code:
         return []
-    sizes = []
+    sizes, problems = [], []
     for role, facts in (("teacher", teacher), ("student", student)):
         try:
-            sizes.append(sum(weight.numel() for weight in empty_model(facts, role).parameters()))
+            model = empty_model(facts, role)
         except InputError as problem:
             return [str(problem)]
-    return [] if sizes[1] < sizes[0] else [
+        sizes.append(sum(weight.numel() for weight in model.parameters()))
+        if model._is_stateful:  # transformers' own flag, by which it refuses assisted generation
+            problems.append(f"{role}.model: {facts.reference} ({type(model).__name__}) keeps a running state that cannot go back over rejected drafts; choose a model with attention alone")
+    return problems if problems or sizes[1] < sizes[0] else [
         f"student.model: {student.reference} has {sizes[1] / 1e6:.4g} M parameters and its verifier {teacher.reference} {sizes[0] / 1e6:.4g} M; a drafter must be smaller, or every draft costs more than the token itself"
     ]  # fmt: skip
 

@@ -50,7 +50,7 @@ def test_break_even_and_the_best_number_by_hand():
     assert all(dear.speed_up(lowest - 0.001, k) < 1 for k in range(1, LONGEST + 1))
     assert costs(1.0, 1.0).break_even() is None
     assert "drafting cannot pay" in outlook(costs(1.0, 1.0), 0.9, 30)
-    assert "drafting pays from an acceptance of 0.250 on (1 tokens drafted); now it would be 0.84 times plain decoding at best (1 drafted)" in outlook(free, 0.05, 30)
+    assert "drafting pays from an acceptance of 0.250 on (1 drafted); now it would be 0.84 times plain decoding at best (1 drafted)" in outlook(free, 0.05, 30)
 
 
 @pytest.fixture(scope="module")
