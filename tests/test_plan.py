@@ -68,7 +68,8 @@ VISION = {
     "vlm/qwen2.5-vl-3b_from_qwen2.5-vl-7b": ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct", ["lmms-lab/textvqa"], 2, 151936),
 }  # fmt: skip
 INT4 = {"int4/phi-3.5-mini": ("microsoft/Phi-3.5-mini-instruct", 50_000, 3, 32064), "int4/qwen3-8b": ("Qwen/Qwen3-8B", 10_000, 2, 151936)}
-BEYOND_TEXT = [*VISION, *INT4]
+DRAFTER = "drafter/qwen3-0.6b_for_qwen3-8b"
+BEYOND_TEXT = [*VISION, *INT4, DRAFTER]
 
 
 def child_env(url: str, home: Path, **more: str) -> dict[str, str]:
@@ -152,6 +153,16 @@ def test_an_int4_recipe_has_a_plan(plans, name):
     assert plan["recipe"]["target"] == {"kind": "int4", "quant_type": "nf4", "double_quant": True, "gap": "stop"}
     assert plan["teacher"]["license"] == LICENSES["models"][model]
     assert plan["student"]["config"]["hidden_size"] == config(model)["hidden_size"]
+
+
+def test_the_drafter_recipe_has_a_plan(plans):
+    code, plan = plans["found"][DRAFTER]
+    assert code == 0
+    models = ["Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B"]
+    assert [plan[key]["reference"] for key in ("teacher", "student")] == models
+    assert [plan[key]["commit"] for key in ("teacher", "student")] == [plans["heads"][one] for one in models]
+    assert (plan["prompts_at_most"], plan["rounds"], plan["common_vocabulary"], plan["warnings"]) == (50_000, 3, 151936, [])
+    assert plan["recipe"]["evaluate"][1] == {"kind": "acceptance", "questions": None, "max_tokens": 16, "draft_tokens": 4, "timed": 50}
 
 
 @pytest.mark.parametrize("name", INT4)

@@ -24,6 +24,7 @@ PUBLISHED = {
     "Qwen/Qwen2.5-Coder-1.5B": 1_543_714_304,
     "Qwen/Qwen2.5-Coder-7B-Instruct": 7_615_616_512,
     "h2oai/h2o-danube2-1.8b-base": 1_831_201_280,
+    "Qwen/Qwen3-0.6B": 596_049_920,
     "Qwen/Qwen3-8B": 8_190_735_360,
     "microsoft/Phi-3.5-mini-instruct": 3_821_079_552,
     "mistralai/Mistral-7B-Instruct-v0.2": 7_241_732_096,

@@ -17,6 +17,7 @@ FILES = sorted((REPO / "recipes").rglob("*.yaml"))
 TEXT = [file for file in FILES if file.parent.name == "text"]
 VLM = [file for file in FILES if file.parent.name == "vlm"]
 INT4 = [file for file in FILES if file.parent.name == "int4" and file.stem != "smollm2-135m"]  # which names a Python package
+DRAFTER = [file for file in FILES if file.parent.name == "drafter" and file.stem != "smollm2-135m"]
 PAPER = {  # recipe -> (student, teacher, data set, rounds): Tables 2-4, C.1 and Table 11
     "qwen2-1.5b_from_qwen2-7b": ("Qwen/Qwen2-1.5B", "Qwen/Qwen2-7B-Instruct", "HuggingFaceH4/ultrachat_200k", 3),
     "danube2-1.8b_from_mistral-7b": ("h2oai/h2o-danube2-1.8b-base", "mistralai/Mistral-7B-Instruct-v0.2", "HuggingFaceH4/ultrachat_200k", 3),
@@ -60,7 +61,7 @@ def test_text_recipes_keep_the_hyper_parameters_of_the_paper(file: Path) -> None
     assert recipe.lora.modules is None  # all linear layers of attention and MLP
 
 
-@pytest.mark.parametrize("file", [*TEXT, *VLM, *INT4], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*TEXT, *VLM, *INT4, *DRAFTER], ids=lambda file: file.stem)
 def test_the_publish_block_shown_in_the_comment_works(file: Path) -> None:
     line = next(line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# publish:"))
     value = line.removeprefix("# publish:").strip().replace("YOUR-NAME", "me")
@@ -71,7 +72,7 @@ def test_the_publish_block_shown_in_the_comment_works(file: Path) -> None:
 
 
 def test_every_model_and_data_set_is_recorded() -> None:
-    recipes = [recipe_of(file) for file in [*TEXT, *VLM, *INT4]]
+    recipes = [recipe_of(file) for file in [*TEXT, *VLM, *INT4, *DRAFTER]]
     assert {spec.model for recipe in recipes for spec in (recipe.teacher, recipe.student)} == set(model_ids())
     sources = [recipe.prompts for recipe in recipes] + [one.questions for recipe in recipes for one in recipe.evaluate if one.questions]
     assert {source.dataset for source in sources} == set(DATASETS)
