@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubdistill.evaluation.heldout import HeldOut, Subject
-from hubdistill.evaluation.questions import QuestionSet, names_of
+from hubdistill.evaluation.questions import QuestionSet, names_of, question_sets
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.files import write_json
 from hubdistill.modalities.base import Row
 from hubdistill.pairs.image_parts import text_of_turn
 from hubdistill.pairs.prompts import Prompt, read_prompts
 from hubdistill.pairs.store import Question, Response, ResponseSet, read_responses
-from hubdistill.specs import EvaluationSpec, QuestionsSpec
 from hubdistill.stages import Workshop, borrowed
 
 if TYPE_CHECKING:
@@ -25,12 +24,6 @@ if TYPE_CHECKING:
 
 
 EXAMPLES = 20  # held-out prompts on the page of examples
-
-
-def question_sets(evaluate: Sequence[EvaluationSpec]) -> list[tuple[str, QuestionsSpec]]:
-    """(file name in `prompts/`, where they come from) of each set of questions that a recipe names."""
-    specs = [one.questions for one in evaluate if one.kind == "vqa" and one.questions]
-    return [(f"questions_{number}", spec) for number, spec in enumerate(specs, 1)]
 
 
 def row_finder(prompts: Sequence[Prompt]) -> Callable[[Response], Row]:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hubdistill.errors import InputError
-from hubdistill.evaluation.questions import not_trained_on
-from hubdistill.examination import question_sets
+from hubdistill.evaluation.questions import not_trained_on, question_sets
 from hubdistill.pairs.image_sources import state_of_files
 from hubdistill.pairs.prompt_sources import local_file
 from hubdistill.pairs.prompts import Prompt, load_prompts, save_prompts
@@ -55,8 +54,8 @@ class Prompting:
         if not kept:
             raise InputError(f"{spec.dataset}: all of its {len(found)} questions are training prompts, so they would measure memory; name another file or split in `questions`")
         trained = [f"left out: {len(found) - len(kept)} that are training prompts"] if len(kept) < len(found) else []
-        lines = replace(report, kept_train=len(kept), without_response=0).lines()
-        shop.reporter.note(f"{spec.dataset}: {'; '.join([*lines, *trained])}".replace("training prompts, 0 held out", "questions"))
+        lines = replace(report, kept_train=len(kept), without_response=0).lines("question")
+        shop.reporter.note(f"{spec.dataset}: {'; '.join([*lines, *trained])}")
         return kept
 
     @property

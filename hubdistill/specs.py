@@ -5,9 +5,9 @@ The JSON schema and docs/recipe.md are generated from this file: `python -m hubd
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, Strict, model_validator
 
 COMMIT = r"^[0-9a-f]{40}$"
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$")]
@@ -60,7 +60,7 @@ class StudentSpec(ModelSpec):
 class SourceSpec(Spec):
     """Rows of a data set, as prompts."""
 
-    key: ClassVar[str] = "prompts"  # the block of the recipe that errors name
+    _key: str = PrivateAttr("prompts")
 
     dataset: str = Field(min_length=1, description="Hub dataset id; or a .jsonl, .json, .parquet or .csv file, path relative to the recipe; or `shipped:FILE` for one that comes with hubdistill.")
     config: str | None = Field(None, description="Configuration (subset) of the Hub dataset.")
@@ -74,6 +74,17 @@ class SourceSpec(Spec):
     count: int | None = Field(None, ge=1, description="Training prompts to draw, by a stable hash of their text; all of them without it.")
     max_tokens: int = Field(512, ge=1, description="Longest prompt, in tokens of the rendered template; longer ones are left out and counted.")
     streaming: bool = Field(False, description="Stream the Hub dataset instead of downloading it (data sets larger than the disk).")
+
+    @property
+    def key(self) -> str:
+        """The block of the recipe that errors name."""
+        return self._key
+
+    def under(self, key: str) -> Self:
+        """The same, as the block `key` of the recipe."""
+        found = self.model_copy()
+        found._key = key
+        return found
 
     @property
     def columns(self) -> dict[str, str]:
@@ -90,7 +101,7 @@ class PromptsSpec(SourceSpec):
 class QuestionsSpec(SourceSpec):
     """Questions with known answers. `response_column` holds them: a text, or a list with one answer for each annotator."""
 
-    key: ClassVar[str] = "questions"
+    _key: str = PrivateAttr("questions")
 
     response_column: str = Field("answers", min_length=1, description="Column with the answers: a text, or a list (one for each annotator, as in OK-VQA and TextVQA).")
     type_column: str | None = Field(None, min_length=1, description="Column with the type of the question; results are also given by type.")

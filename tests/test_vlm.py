@@ -42,7 +42,7 @@ def test_the_smoke_recipe_leaves_a_whole_run(finished: Path):
     rows = json.loads((finished / "measurements.json").read_text())
     found = {(row["metric"], row["on"], row["subject"]) for row in rows}
     for subject in ("student", "warm-up", "distilled", "teacher"):
-        assert {("exact_match", "smoke_vlm", subject), ("exact_match", "smoke_vlm, no image", subject), ("exact_match", "smoke_vlm / color", subject), ("exact_match", "smoke_vlm / no image", subject)} <= found
+        assert {("exact_match", "smoke_vlm", subject), ("exact_match", "smoke_vlm, no image", subject), ("exact_match", "smoke_vlm / color", subject), ("exact_match", "smoke_vlm / text only", subject)} <= found
     assert ("kl", "own responses", "distilled") in found
     card = (finished / "README.md").read_text()
     assert "pipeline_tag: image-text-to-text" in card
@@ -210,6 +210,22 @@ def test_plan_says_what_will_be_asked(tmp_path: Path):
     assert "evaluate[0]: questions.max_tokens + max_tokens = 100512, and toy:llava reads" in refused.err
     blind = hubdistill("plan", tmp_path / "a.yaml", "prompts.image_column=null", "evaluate=[{kind: overlap}]", folder=tmp_path)
     assert "warning: prompts.image_column is not given: no prompt has an image" in blind.out, blind.err
+
+
+def test_plan_names_the_key_of_a_column_and_several_bad_rows(tmp_path: Path):
+    rows = [{"question": "what?", "answer": "this", "image": None}, {"question": "what?", "answer": "", "image": None}, {"question": "", "answer": None, "image": None}]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "a.yaml").write_text((ROOT / "recipes" / "smoke" / "vlm.yaml").read_text())
+    asked = "evaluate=[{kind: overlap}, {kind: vqa, questions: {dataset: q.jsonl, column: question, image_column: %s, response_column: answer}}]"
+    with pytest.raises(RecipeError) as caught:
+        make_plan(load_recipe(tmp_path / "a.yaml", [asked % "picture", "prompts.column=questions"]))
+    found = [problem.removeprefix(f"{tmp_path / 'a.yaml'}: ") for problem in caught.value.problems]
+    assert found[0] == "prompts.column: shipped:smoke_vlm.jsonl:row 1: no column 'questions'; did you mean 'question'?"
+    assert found[1].startswith("evaluate[1].questions.image_column: q.jsonl:row 1: no column 'picture'; set `evaluate[1].questions.image_column` to one of:")
+    with pytest.raises(RecipeError) as caught:
+        make_plan(load_recipe(tmp_path / "a.yaml", [asked % "image"]))
+    found = [problem.removeprefix(f"{tmp_path / 'a.yaml'}: ") for problem in caught.value.problems]
+    assert [problem.partition(" (")[0] for problem in found] == ["evaluate[1].questions.dataset: q.jsonl:row 2", "evaluate[1].questions.dataset: q.jsonl:row 3"]
 
 
 def test_a_family_that_cannot_share_features_is_refused_in_the_plan(tmp_path: Path):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubdistill.evaluation.questions import NO_IMAGE, OF_TYPE, QUESTIONS
+from hubdistill.evaluation.questions import BLIND, OF_TYPE, QUESTIONS
 from hubdistill.evaluation.statistics import ENOUGH, Difference, Measurement
 from hubdistill.hub.markdown import Markdown, text
 
@@ -107,7 +107,7 @@ def eval_results(measurements: Sequence[Measurement], *, task: str, prompts: Sou
     from huggingface_hub import EvalResult
 
     def source(m: Measurement) -> Source:
-        name = m.on.split(OF_TYPE)[0].removesuffix(NO_IMAGE)
+        name = m.on.split(OF_TYPE)[0].removesuffix(BLIND)
         return questions.get(name, Source(name)) if m.split == QUESTIONS else prompts
 
     return [

@@ -31,7 +31,7 @@ def raw_image(cell: Any, folder: Path | None, *, trusted_paths: bool = False) ->
     if isinstance(data, bytes | bytearray):
         return RawImage.of(bytes(data))
     if isinstance(cell, str):
-        return RawImage.of(_read(_local(cell, folder)))
+        return RawImage.of(_read(_local(cell, folder)), f"names {_show(cell)}, which")
     if decoded := of_pil(cell):
         return decoded
     kind = {type(None): "null", dict: "an object without bytes"}.get(type(cell), f"a value of type {type(cell).__name__}")
@@ -67,7 +67,7 @@ def _read(path: Path) -> bytes:
         if not stat.S_ISREG(status.st_mode):  # before it is opened: opening a FIFO waits forever
             raise InputError(f"names {shown}, which is {'a folder' if path.is_dir() else 'no regular file'}; name the image's file")
         if status.st_size > MAX_BYTES:
-            raise too_large()
+            raise too_large(f"names {shown}, which")
         with path.open("rb") as stream:
             return stream.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError) as problem:
