@@ -196,7 +196,16 @@ def test_an_image_that_was_replaced_is_read_again(tmp_path: Path, notes):
     first = images()
     assert images() == first
     tiny_vlm.picture(5).save(tmp_path / "smoke_vlm" / "red_circle.png")
-    assert len(images() - first) == len(first - images()) == 1
+    second = images()
+    assert len(second - first) == len(first - second) == 1
+    assert "rows.jsonl: the image file smoke_vlm/red_circle.png changed since it was read" in notes.notes
+    said = len(notes.notes)
+    for name in ("red", "green", "blue", "yellow"):
+        tiny_vlm.picture(6).save(tmp_path / "smoke_vlm" / f"{name}_square.png")
+    (tmp_path / "rows.jsonl").write_text((tmp_path / "rows.jsonl").read_text() + "\n")
+    images()
+    assert notes.notes[said] == "rows.jsonl changed since it was read"
+    assert re.fullmatch(r"rows.jsonl: smoke_vlm/\w+.png, smoke_vlm/\w+.png, smoke_vlm/\w+.png and 1 more image file changed since they were read", notes.notes[said + 1])
 
 
 def test_plan_says_what_will_be_asked(tmp_path: Path):

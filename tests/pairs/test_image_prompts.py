@@ -247,5 +247,5 @@ def test_data_that_hold_their_images_name_no_files(folder: Path):
     import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist([{"question": "what?", "image": {"bytes": png(), "path": None}}]), folder / "rows.parquet")
-    assert state_of_files(folder / "rows.parquet", PromptsSpec(dataset="rows.parquet", column="question", image_column="image")) is None
-    assert state_of_files(folder / "rows.parquet", PromptsSpec(dataset="rows.parquet", column="question")) is None
+    assert state_of_files(folder / "rows.parquet", PromptsSpec(dataset="rows.parquet", column="question", image_column="image")) == {}
+    assert state_of_files(folder / "rows.parquet", PromptsSpec(dataset="rows.parquet", column="question")) == {}
