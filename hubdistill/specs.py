@@ -71,7 +71,7 @@ class SourceSpec(Spec):
     image_column: str | None = Field(None, min_length=1, description="Column with the image or images of the prompt (target vlm): bytes, a data set's images, or paths relative to the data file.")
     image_pixels: int = Field(1_048_576, ge=1024, le=100_000_000, description="Largest image kept, in pixels (width x height); larger ones are scaled down, shape kept, when the prompts are read.")
     damaged_images: Literal["refuse", "skip"] = Field("refuse", description="What a row with an image that cannot be read does: stop the run, or be left out and counted.")
-    count: int | None = Field(None, ge=1, description="Training prompts to draw, by a stable hash of their text; all of them without it.")
+    count: int | None = Field(None, ge=1, description="Training prompts, or questions of a set, to draw, by a stable hash of their text; all of them without it.")
     max_tokens: int = Field(512, ge=1, description="Longest prompt, in tokens of the rendered template; longer ones are left out and counted.")
     streaming: bool = Field(False, description="Stream the Hub dataset instead of downloading it (data sets larger than the disk).")
 
@@ -99,7 +99,7 @@ class PromptsSpec(SourceSpec):
 
 
 class QuestionsSpec(SourceSpec):
-    """Questions with known answers. `response_column` holds them: a text, or a list with one answer for each annotator."""
+    """Questions with known answers, which `response_column` holds: a text, or a list with one answer for each annotator."""
 
     _key: str = PrivateAttr("questions")
 
@@ -177,7 +177,7 @@ class EvaluationSpec(Spec):
     """One evaluation, on the held-out prompts or on a set of questions."""
 
     kind: Literal["divergence", "overlap", "vqa"] = Field(description="divergence: kl, skl, srkl, NLL, top-1 agreement. overlap: ROUGE-L against the teacher's response. vqa: right answers, with the image and, as a control, without.")
-    questions: QuestionsSpec | None = Field(None, description="vqa: what is asked; without it, the held-out prompts that have a ground-truth response.")
+    questions: QuestionsSpec | None = Field(None, description="vqa: the set that is asked (its keys are below); without it, the held-out prompts that have a ground-truth response.")
     max_tokens: int = Field(16, ge=1, description="vqa: longest answer, in tokens; answers are sampled greedily.")
 
     @model_validator(mode="after")
