@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubdistill.evaluation.heldout import HeldOut, Subject
-from hubdistill.evaluation.questions import QuestionSet, names_of, question_sets
+from hubdistill.evaluation.questions import HELD_OUT, QuestionSet, names_of, question_sets
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.files import write_json
 from hubdistill.modalities.base import Row
@@ -53,7 +53,8 @@ class Examination:
         plan = self.shop.plan
         with self._held_out() as heldout:
             found = plan.target.evaluate(heldout, plan.recipe.evaluate)
-            self._write_examples(read_prompts(self.prompts), heldout.teacher_responses)
+            if prompts := read_prompts(self.prompts):
+                self._write_examples(prompts, heldout.teacher_responses)
         return found
 
     def reason_to_stop(self) -> str | None:
@@ -118,7 +119,7 @@ class Examination:
                 found.append(QuestionSet(name, prompts, spec.max_tokens))
             elif spec.kind == "vqa":
                 own = tuple(replace(prompt, answers=(prompt.response,)) for prompt in heldout if prompt.response)
-                found.append(QuestionSet("held-out prompts", own, spec.max_tokens))
+                found.append(QuestionSet(HELD_OUT, own, spec.max_tokens))
         return [one for one in found if one.prompts]
 
     def answer(self, model: PreTrainedModel, subject: str, questions: QuestionSet) -> dict[str, str]:

@@ -233,8 +233,6 @@ def _warnings(plan: Plan, offline: bool) -> list[str]:
         found.append("the vocabularies were not compared: a tokenizer is not in the cache")
     if plan.target.modality.own_view and not plan.recipe.prompts.image_column:
         found.append("prompts.image_column is not given: no prompt has an image, and nothing is learnt about them")
-    if plan.recipe.prompts.heldout == 0 and plan.recipe.evaluate:
-        found.append("prompts.heldout is 0: nothing can be evaluated, and the card will hold no result")
     if not plan.student.license and plan.student.config and not offline:  # a card is not asked for offline
         found.append(f"{plan.student.reference} states no licence: the card will say so")
     return found

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hubdistill.errors import HubdistillError, InputError, MissingError
-from hubdistill.evaluation.questions import OF_TYPE, QUESTIONS
+from hubdistill.evaluation.questions import OF_TYPE, RIGHT_ANSWERS
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.files import write_atomically, write_json
 from hubdistill.hub import card as cards
@@ -269,8 +269,8 @@ def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measureme
         "adapter": str(path / "hub"),
         "card": str(path / "README.md"),
         "time": cards.duration(sum(record["seconds"].values())),
-        "prompts": next((row.n for row in chosen if row.split != QUESTIONS), chosen[0].n if chosen else 0),
-        "results": [_result_line(row, by_key) + (f"   (n = {row.n})" if row.split == QUESTIONS else "") for row in chosen],
+        "prompts": next((row.n for row in chosen if row.metric not in RIGHT_ANSWERS), 0),
+        "results": [_result_line(row, by_key) + (f"   (n = {row.n})" if row.metric in RIGHT_ANSWERS else "") for row in chosen],
         "measurements": [row.as_dict() for row in measurements],
         "repo": done.repo if done else None,
         "url": done.url if done else None,

@@ -23,7 +23,7 @@ from hubdistill.run import Run
 from hubdistill.rundir import RunDirectory
 from hubdistill.targets import int4
 from tests import tiny, tiny_vlm
-from tests.command import as_a_user, finished_run, hubdistill, pushed_and_pulled
+from tests.command import as_a_user, called, finished_run, hubdistill, pushed_and_pulled
 from tests.hub_server import HubServer
 
 ALICE = "hf_alice_write"
@@ -49,6 +49,9 @@ def test_the_smoke_recipe_leaves_a_whole_run(finished: Path):
     assert "AutoModelForImageTextToText" in card
     assert "exact match on smoke\\_vlm, no image" in card
     assert "| questions asked | shipped:smoke\\_vlm.jsonl (apache-2.0) |" in card
+    assert "| asked of smoke\\_vlm | 6 questions (left out: 20 that are training prompts), answers of at most 8 tokens |" in card
+    assert card.count("smoke\\_vlm: questions with and without their images, decoding greedy, at most 8 tokens, seed 0\n") == 1
+    assert card.count("too few prompts to tell") == 1
     assert {row["n"] for row in rows if row["on"] == "smoke_vlm"} == {6}  # of 26; the others are training prompts
 
 
@@ -180,6 +183,24 @@ def test_what_is_published_of_question_sets_is_pinned_and_names_no_path(tmp_path
     assert asked in files_of_this_machine(plan)
 
 
+def test_questions_alone_need_no_held_out_prompts(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HUBDISTILL_CACHE", str(tmp_path / "cache"))
+    asked = "{kind: vqa, questions: {dataset: 'shipped:smoke_vlm.jsonl', column: question, image_column: image, response_column: answer, instruction: One word.}}"
+    changes = ("prompts.heldout=0", "prompts.count=8", "train.rounds=1", "warmup.kind=none", "sampling.max_tokens=4")
+    code, _, said = called(monkeypatch, capsys, "run", "smoke/vlm", *changes, f"evaluate=[{asked}, {{kind: vqa}}]")
+    assert code == 2
+    assert "prompts.heldout: is 0 and evaluate needs held-out prompts (only `vqa` with `questions` does without)" in said
+    code, out, said = called(monkeypatch, capsys, "run", "smoke/vlm", *changes, f"evaluate=[{asked}]")
+    assert code == 0, said
+    assert re.search(r"\. Results \(mean and 95 % interval\):\n  exact_match on smoke_vlm, share, higher is better: student .*\(n = 18\)\n", out)
+    run = tmp_path / "runs" / "smoke-vlm"
+    rows = json.loads((run / "measurements.json").read_text())
+    assert {(row["metric"], row["split"], row["n"]) for row in rows if row["on"] in ("smoke_vlm", "smoke_vlm, no image")} == {("exact_match", "questions", 18)}
+    assert not (run / "examples.html").exists()
+    assert "answers of at most 16 tokens, after each question: “One word.”" in (run / "README.md").read_text()
+
+
 def test_an_image_that_was_replaced_is_read_again(tmp_path: Path, notes):
     (tmp_path / "smoke_vlm").mkdir()
     for image in (ROOT / "recipes" / "data" / "smoke_vlm").iterdir():
@@ -213,7 +234,12 @@ def test_plan_says_what_will_be_asked(tmp_path: Path):
     (tmp_path / "a.yaml").write_text((ROOT / "recipes" / "smoke" / "vlm.yaml").read_text())
     asked = "evaluate=[{kind: vqa, max_tokens: %d, questions: {dataset: q.jsonl, column: question, image_column: image, response_column: answer, count: %d}}]"
     done = hubdistill("plan", tmp_path / "a.yaml", asked % (8, 2), folder=tmp_path)
-    assert re.search(r"questions q.jsonl  commit [0-9a-f]{64}, at most 2 questions\n", done.out), done.err
+    assert re.search(r"questions q.jsonl  sha256 [0-9a-f]{64}, at most 2 questions\n", done.out), done.err
+    assert re.search(r"teacher   toy:llava  digest [0-9a-f]{40}\n", done.out)
+    assert re.search(r"prompts   shipped:smoke_vlm.jsonl  sha256 [0-9a-f]{64}\n", done.out)
+    assert done.err == ""  # no progress bar of the toys' making
+    one = hubdistill("plan", tmp_path / "a.yaml", asked % (8, 1), folder=tmp_path)
+    assert ", at most 1 question\n" in one.out
     refused = hubdistill("plan", tmp_path / "a.yaml", asked % (100_000, 2), folder=tmp_path)
     assert refused.code == 2
     assert "evaluate[0]: questions.max_tokens + max_tokens = 100512, and toy:llava reads" in refused.err

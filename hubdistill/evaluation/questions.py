@@ -14,6 +14,8 @@ from hubdistill.pairs.prompts import Prompt
 from hubdistill.shipped import SHIPPED
 from hubdistill.specs import EvaluationSpec, QuestionsSpec
 
+RIGHT_ANSWERS = ("vqa_accuracy", "exact_match")  # the metrics of answers to questions
+HELD_OUT = "held-out prompts"  # the name of the set that is no set of its own
 QUESTIONS = "questions"  # the split of what was measured on a set of questions, which is not the prompts' data set
 BLIND = f", {NO_IMAGE}"  # ends the name of a set that is asked blind
 OF_TYPE = " / "  # comes before a type of question
@@ -26,6 +28,16 @@ class QuestionSet:
     name: str
     prompts: tuple[Prompt, ...]
     max_tokens: int
+
+    @property
+    def split(self) -> str:
+        """Which part of which data it is: the held-out prompts, or questions of a data set of their own."""
+        return "held-out" if self.name == HELD_OUT else QUESTIONS
+
+    @property
+    def decoding(self) -> str:
+        """How they are answered, in words."""
+        return f"greedy, at most {self.max_tokens} tokens"
 
     @property
     def metric(self) -> str:
@@ -48,9 +60,14 @@ def names_of(datasets: Sequence[str]) -> list[str]:
     """A name for each set of questions, from its file or Hub id; the second of one name says its number."""
     found: list[str] = []
     for number, dataset in enumerate(datasets, 1):
-        name = re.sub(r"\.(jsonl|json|parquet|csv)$", "", dataset.removeprefix(SHIPPED).rpartition("/")[2])
-        found.append(f"{name} ({number})" if name in found else name)
+        name = re.sub(r"\.(jsonl|json|parquet|csv)$", "", dataset.removeprefix(SHIPPED).rpartition("/")[2]).removesuffix(BLIND)
+        found.append(f"{name} ({number})" if name in (*found, HELD_OUT) else name)
     return found
+
+
+def set_of(on: str) -> str:
+    """The name of the set of what was measured on: without the type of question, and without the mark of the blind control."""
+    return on.split(OF_TYPE)[0].removesuffix(BLIND)
 
 
 def not_trained_on(questions: Sequence[Prompt], trained: Sequence[Prompt], instruction: str) -> list[Prompt]:
