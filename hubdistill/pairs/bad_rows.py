@@ -24,7 +24,7 @@ def use_rows(rows: Iterable[Row], use: Callable[[Row], object]) -> None:
                 raise
             lines = [str(problem), *more][:TOLD]
             untold = 1 + len(more) - len(lines)
-            lines += [f"... and {untold} more of the {AFTER} rows after the first of these; correct these first"] if untold else []
+            lines += [f"... and {untold} more at least; correct these first"] if untold else []
             raise InputError("\n".join(lines)) from problem
 
 
