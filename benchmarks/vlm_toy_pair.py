@@ -3,7 +3,8 @@
     python benchmarks/vlm_toy_pair.py --output DIR [--steps SEEING ANSWERING]
 
 Each learns to see first (colour and shape from the tower's mean feature), then to answer: a word, an explanation, a
-caption. Used by vlm_toy_study.py where it is given no models.
+caption. Used by vlm_toy_study.py where it is given no models. With the steps below (the teacher's are 3,000 and 1,500)
+both take more than 25 minutes on two cores that do nothing else.
 """
 
 from __future__ import annotations

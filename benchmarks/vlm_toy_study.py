@@ -4,8 +4,8 @@
     python benchmarks/vlm_toy_study.py --teacher DIR --student DIR [--seeds 0 1 2] [--losses distillm2 gkd kl] [--output runs/vlm_toy_study]
 
 `--teacher` and `--student` are LLaVA models that know easy-VQA (a strong and a weak one); without them a pair is trained
-first, which takes about 15 minutes on two cores. Every run sees the same number of pairs, of the same prompts. Prints a
-Markdown table: right answers to colour and shape questions (yes/no questions can be guessed blind), and the same blind.
+first, which takes more than 25 minutes on two cores that do nothing else. Every run sees the same number of pairs, of
+the same prompts. Prints a Markdown table: right answers to colour and shape questions (yes/no questions can be guessed blind), and the same blind.
 """
 
 from __future__ import annotations

@@ -75,6 +75,7 @@ def plan(recipe: RecipeArgument, overrides: OverridesArgument = None, json_: Jso
     from hubdistill.console import plan_text
     from hubdistill.plan import make_plan
 
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of files that are small; read when the libraries are imported
     asked = Asked(recipe, overrides, allow_remote_code, revision)
     found = make_plan(asked.load(), offline=offline).as_dict()
     _print(json.dumps(found, indent=2) if json_ else plan_text(found) + f"\n\nNext: {asked.run_command(None)}")

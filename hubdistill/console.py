@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hubdistill.pairs.prompt_report import counted
+
 SKIPPED, REDONE = "skipped", "redone"
 
 
@@ -81,12 +83,12 @@ def plan_text(plan: dict[str, Any]) -> str:
     """A plan for people: what will be done, with which files, and the schedules, one fact a line."""
     steps = plan["steps_per_round_at_most"]
     lines = [
-        f"teacher   {plan['teacher']['reference']}  commit {plan['teacher']['commit']}",
-        f"student   {plan['student']['reference']}  commit {plan['student']['commit']}",
-        f"prompts   {plan['prompts']['reference']}  commit {plan['prompts']['commit']}",
-        f"          {_at_most(plan['prompts_at_most'])} training prompts, {plan['recipe']['prompts']['heldout']} held out",
-        *(f"questions {one['reference']}  commit {one['commit']}, {_at_most(_fewer(one['rows'], spec['count']))} questions" for one, spec in _questions(plan)),
-        f"rounds    {plan['rounds']} of {_at_most(steps)} steps of {plan['recipe']['train']['pairs_per_step']} pairs"
+        f"teacher   {_pinned(plan['teacher'])}",
+        f"student   {_pinned(plan['student'])}",
+        f"prompts   {_pinned(plan['prompts'])}",
+        f"          {_at_most(plan['prompts_at_most'], 'training prompt')}, {plan['recipe']['prompts']['heldout']} held out",
+        *(f"questions {_pinned(one)}, {_at_most(_fewer(one['rows'], spec['count']), 'question')}" for one, spec in _questions(plan)),
+        f"rounds    {plan['rounds']} of {_at_most(steps, 'step')} of {counted(plan['recipe']['train']['pairs_per_step'], 'pair')}"
         f" ({plan['micro_batches_per_step']} micro-batches on {plan['processes']} process{'es' if plan['processes'] > 1 else ''})",
         f"vocabulary {plan['common_vocabulary'] or 'not compared'}",
         "files     run directory: recipe.yaml plan.json prompts/ round_N/ warmup/ metrics.jsonl measurements.json README.md hub/",
@@ -96,6 +98,12 @@ def plan_text(plan: dict[str, Any]) -> str:
         *(f"{row['round']:>5}     {row['first']:.3f}       {row['last']:.3f}  {row['mean']:.3f}  {alpha}" for row, alpha in zip(plan["beta"], plan["alpha"], strict=True)),
     ]
     return "\n".join([*lines, *(f"warning: {text}" for text in plan["warnings"])])
+
+
+def _pinned(found: dict[str, Any]) -> str:
+    """A model or data set and what pins it: a commit is the Hub's alone, and the whole SHA-256 that of a file."""
+    digest = "sha256" if len(found["commit"]) == 64 else "digest"
+    return f"{found['reference']}  {'commit' if found['kind'] == 'hub' else digest} {found['commit']}"
 
 
 def _questions(plan: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -108,13 +116,14 @@ def _fewer(*numbers: int | None) -> int | None:
     return min((number for number in numbers if number is not None), default=None)
 
 
-def _at_most(number: int | None) -> str:
-    return f"at most {number:,}" if number else "an unknown number of"
+def _at_most(number: int | None, what: str) -> str:
+    return f"at most {counted(number, what)}" if number else f"an unknown number of {what}s"
 
 
 def summary_text(summary: dict[str, Any]) -> str:
     """What a run ended with: the numbers, where the files are, and the next command."""
-    lines = [f"Distilled in {summary['time']}. Held-out results on {summary['prompts']} prompts (mean and 95 % interval):"]
+    on = f"Held-out results on {counted(summary['prompts'], 'prompt')}" if summary["prompts"] else "Results"
+    lines = [f"Distilled in {summary['time']}. {on} (mean and 95 % interval):"]
     lines += [f"  {row}" for row in summary["results"]] or ["  nothing was evaluated"]
     lines += ["", f"Run       {summary['run']}", f"Adapter   {summary['adapter']}", f"Card      {summary['card']}"]
     if summary.get("url"):

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubdistill.evaluation.heldout import HeldOut, Subject
-from hubdistill.evaluation.questions import QuestionSet, names_of
+from hubdistill.evaluation.questions import HELD_OUT, QuestionSet, names_of, question_sets
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.files import write_json
 from hubdistill.modalities.base import Row
 from hubdistill.pairs.image_parts import text_of_turn
 from hubdistill.pairs.prompts import Prompt, read_prompts
 from hubdistill.pairs.store import Question, Response, ResponseSet, read_responses
-from hubdistill.specs import EvaluationSpec, QuestionsSpec
 from hubdistill.stages import Workshop, borrowed
 from hubdistill.targets.base import Outlook
 
@@ -27,12 +26,6 @@ if TYPE_CHECKING:
 
 VALUES = "values.json"  # what measurements are means of: "metric, on" -> subject -> prompt id -> value
 EXAMPLES = 20  # held-out prompts on the page of examples
-
-
-def question_sets(evaluate: Sequence[EvaluationSpec]) -> list[tuple[str, QuestionsSpec]]:
-    """(file name in `prompts/`, where they come from) of each set of questions that a recipe names."""
-    specs = [one.questions for one in evaluate if one.kind == "vqa" and one.questions]
-    return [(f"questions_{number}", spec) for number, spec in enumerate(specs, 1)]
 
 
 def row_finder(prompts: Sequence[Prompt]) -> Callable[[Response], Row]:
@@ -63,7 +56,8 @@ class Examination:
         with self._held_out() as heldout:
             found = plan.target.evaluate(heldout, plan.recipe.evaluate)
             write_json(self.folder / VALUES, {f"{metric}, {on}": by_subject for (metric, on), by_subject in heldout.values.items()})
-            self._write_examples(read_prompts(self.prompts), heldout.teacher_responses)
+            if prompts := read_prompts(self.prompts):
+                self._write_examples(prompts, heldout.teacher_responses)
         return found
 
     def outlook(self) -> Outlook:
@@ -128,7 +122,7 @@ class Examination:
                 found.append(QuestionSet(name, prompts, spec.max_tokens))
             elif spec.kind == "vqa":
                 own = tuple(replace(prompt, answers=(prompt.response,)) for prompt in heldout if prompt.response)
-                found.append(QuestionSet("held-out prompts", own, spec.max_tokens))
+                found.append(QuestionSet(HELD_OUT, own, spec.max_tokens))
         return [one for one in found if one.prompts]
 
     def answer(self, model: PreTrainedModel, subject: str, questions: QuestionSet) -> dict[str, str]:

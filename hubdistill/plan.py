@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubdistill import __version__
 from hubdistill.errors import HubdistillError, RecipeError
+from hubdistill.evaluation.questions import question_sets
 from hubdistill.files import digest_of
 from hubdistill.losses.contrastive import LossPreset, resolve
 from hubdistill.losses.schedules import beta_table
@@ -174,8 +176,7 @@ def _resolve(loaded: LoadedRecipe, offline: bool, problems: list[str]) -> tuple[
         try:
             found.append(step())
         except HubdistillError as problem:
-            text = str(problem)
-            problems.append(text if text.startswith(f"{key}:") else f"{key}: {text}")
+            problems += _under(key, problem)
             found.append(None)
     return tuple(found)  # type: ignore[return-value]
 
@@ -183,12 +184,19 @@ def _resolve(loaded: LoadedRecipe, offline: bool, problems: list[str]) -> tuple[
 def _check_questions(loaded: LoadedRecipe, offline: bool, problems: list[str]) -> tuple[SourceFacts, ...]:
     """The sets of questions that evaluations name."""
     found = []
-    for index, one in enumerate(loaded.recipe.evaluate):
+    for _, spec in question_sets(loaded.recipe.evaluate):
         try:
-            found += [check_source(one.questions, None if loaded.origin == "hub" else loaded.path.parent, offline=offline)] if one.questions else []
+            found.append(check_source(spec, None if loaded.origin == "hub" else loaded.path.parent, offline=offline))
         except HubdistillError as problem:
-            problems.append(f"evaluate[{index}].questions: {problem}")
+            problems += _under(f"{spec.key}.dataset", problem)
     return tuple(found)
+
+
+def _under(key: str, problem: HubdistillError) -> list[str]:
+    """Each line of a problem, under the key that it is about: that of a column, which it names itself, else `key`."""
+    block, _, field = key.rpartition(".")
+    own = re.compile(rf"{re.escape(block)}\.(\w+_column|column|{field}): ")
+    return [line if own.match(line) else f"{key}: {line}" for line in str(problem).splitlines()]
 
 
 def _common_vocab(teacher: ModelFacts, student: ModelFacts, offline: bool, problems: list[str]) -> int | None:
@@ -233,8 +241,6 @@ def _warnings(plan: Plan, offline: bool) -> list[str]:
         found.append("the vocabularies were not compared: a tokenizer is not in the cache")
     if plan.target.modality.own_view and not plan.recipe.prompts.image_column:
         found.append("prompts.image_column is not given: no prompt has an image, and nothing is learnt about them")
-    if plan.recipe.prompts.heldout == 0 and plan.recipe.evaluate:
-        found.append("prompts.heldout is 0: nothing can be evaluated, and the card will hold no result")
     if not plan.student.license and plan.student.config and not offline:  # a card is not asked for offline
         found.append(f"{plan.student.reference} states no licence: the card will say so")
     return found

@@ -242,7 +242,6 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:
-    kinds = [one.kind for one in recipe.evaluate]
     for index, one in enumerate(recipe.evaluate):
         if one in recipe.evaluate[:index] or (one.questions is None and one.kind in [before.kind for before in recipe.evaluate[:index] if before.questions is None]):
             yield ("evaluate", index), f"'{one.kind}' is listed twice; keep one"
@@ -254,8 +253,8 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
             yield ("evaluate", index), "'vqa' asks the held-out prompts, and they have no images; name their column in prompts.image_column, or add `questions`"
         if one.kind == "vqa" and one.questions is None and not recipe.prompts.response_column:
             yield ("evaluate", index), "'vqa' needs known answers; add `questions`, or name the column of the prompts' answers in prompts.response_column"
-    if kinds and not recipe.prompts.heldout:
-        yield ("prompts", "heldout"), "is 0 and evaluate needs held-out prompts; write 200, or evaluate: []"
+    if not recipe.prompts.heldout and any(one.questions is None for one in recipe.evaluate):
+        yield ("prompts", "heldout"), "is 0 and evaluate needs held-out prompts (only `vqa` with `questions` does without); write 200, or evaluate: []"
 
 
 def _publish(recipe: Recipe) -> Iterator[Problem]:

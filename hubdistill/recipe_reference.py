@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,20 @@ def _block(name: str, field: FieldInfo) -> str:
     need = "required" if field.is_required() else "optional"
     about = (model.__doc__ or "").strip() if model and model is not TargetChoice else field.description
     rows = list(_target_rows() if model is TargetChoice else _rows(model)) if model else []
-    table = "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
-    return f"## `{name}`{many}, {need}\n\n{about}\n\n{table}\n"
+    inner = "".join(_inner(f"{name}{'[]' * bool(many)}", model)) if model and model is not TargetChoice else ""
+    return f"## `{name}`{many}, {need}\n\n{about}\n\n{_table(rows)}\n{inner}"
+
+
+def _inner(name: str, model: type[BaseModel]) -> Iterator[str]:
+    """The blocks inside a block, each under its whole name."""
+    for key, field in model.model_fields.items():
+        if block := field_model(field.annotation):
+            yield f"\n### `{name}.{key}`, {'required' if field.is_required() else 'optional'}\n\n{(block.__doc__ or '').strip()}\n\n{_table(_rows(block))}\n"
+            yield from _inner(f"{name}.{key}", block)
+
+
+def _table(rows: Iterable[str]) -> str:
+    return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
 
 
 def _target_rows() -> Iterator[str]:

@@ -21,6 +21,10 @@ _OTHER_NAMES = {
     "hub_model_id": "repo", "model_name_or_path": "model", "torch_dtype": "dtype", "report_to": "tracker", "max_samples": "count", "method": "preset",
     "field": "column", "type": "kind", "skew": "alpha", "subset": "config",
 }  # fmt: skip
+# What other trainers call columns, without `_column`.
+_COLUMNS = {"answer": "response", "answers": "response", "label": "response", "target": "response", "output": "response", "completion": "response", "reference": "response",
+            "img": "image", "picture": "image", "kind": "type", "category": "type", "group": "type"}  # fmt: skip
+_PROMPTS = ("question", "prompt", "text", "input", "message", "messages", "instruction")
 _PATTERN_FIXES = {
     "repo": "write ORG/NAME, for example me/Qwen2-1.5B-distilled-lora",
     "base_repo": "write ORG/NAME, for example me/Qwen2-1.5B-pruned",
@@ -58,13 +62,22 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
 def unknown_key(key: str, siblings: Iterable[str], blocks: Blocks) -> str:
     """The message for a key that its block does not have."""
     names = list(siblings)
-    guess = nearest(key, names) or (_OTHER_NAMES.get(key) if _OTHER_NAMES.get(key) in names else None)
-    if guess:
+    if guess := _meant(key, names):
         return f"unknown key; did you mean '{guess}'?"
     home = next((block for block, model in blocks.items() if key in model.model_fields), None)
     if home:
         return f"unknown key here; did you mean '{home}.{key}'?"
     return f"unknown key; remove it, or use one of: {', '.join(names)}"
+
+
+def _meant(key: str, names: list[str]) -> str | None:
+    """The key that was probably meant. What columns are called is compared without `_column`, which makes all of them alike."""
+    stem = key.removesuffix("_column")
+    stems = {name.removesuffix("_column"): name for name in names if name.endswith("_column")}
+    if stems and stem != key:
+        return stems.get(_COLUMNS.get(stem, "")) or (stems[near] if (near := nearest(stem, stems)) else "column" if stem in _PROMPTS else None)
+    other = _OTHER_NAMES.get(key)
+    return nearest(key, names) or (other if other in names else None) or stems.get(_COLUMNS.get(key, key))
 
 
 def field_model(annotation: Any) -> type[BaseModel] | None:

@@ -233,7 +233,8 @@ class Run:
             if plan.recipe.warmup.kind == "none":
                 del adapters["warm-up"]
             (self.path / "evaluation" / "examples.json").unlink(missing_ok=True)  # of an earlier recipe
-            rows = Examination(self.shop, adapters).measure() if plan.recipe.evaluate and self._read("heldout") else []
+            something = any(one.questions for one in plan.recipe.evaluate) or (plan.recipe.evaluate and self._read("heldout"))
+            rows = Examination(self.shop, adapters).measure() if something else []
             write_json(self.path / "measurements.json", [row.as_dict() for row in rows])
             return {"measurements": len(rows)}
 

@@ -5,9 +5,9 @@ The JSON schema and docs/recipe.md are generated from this file: `python -m hubd
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, Strict, model_validator
 
 COMMIT = r"^[0-9a-f]{40}$"
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$")]
@@ -60,7 +60,7 @@ class StudentSpec(ModelSpec):
 class SourceSpec(Spec):
     """Rows of a data set, as prompts."""
 
-    key: ClassVar[str] = "prompts"  # the block of the recipe that errors name
+    _key: str = PrivateAttr("prompts")
 
     dataset: str = Field(min_length=1, description="Hub dataset id; or a .jsonl, .json, .parquet or .csv file, path relative to the recipe; or `shipped:FILE` for one that comes with hubdistill.")
     config: str | None = Field(None, description="Configuration (subset) of the Hub dataset.")
@@ -71,9 +71,20 @@ class SourceSpec(Spec):
     image_column: str | None = Field(None, min_length=1, description="Column with the image or images of the prompt (target vlm): bytes, a data set's images, or paths relative to the data file.")
     image_pixels: int = Field(1_048_576, ge=1024, le=100_000_000, description="Largest image kept, in pixels (width x height); larger ones are scaled down, shape kept, when the prompts are read.")
     damaged_images: Literal["refuse", "skip"] = Field("refuse", description="What a row with an image that cannot be read does: stop the run, or be left out and counted.")
-    count: int | None = Field(None, ge=1, description="Training prompts to draw, by a stable hash of their text; all of them without it.")
+    count: int | None = Field(None, ge=1, description="Training prompts, or questions of a set, to draw, by a stable hash of their text; all of them without it.")
     max_tokens: int = Field(512, ge=1, description="Longest prompt, in tokens of the rendered template; longer ones are left out and counted.")
     streaming: bool = Field(False, description="Stream the Hub dataset instead of downloading it (data sets larger than the disk).")
+
+    @property
+    def key(self) -> str:
+        """The block of the recipe that errors name."""
+        return self._key
+
+    def under(self, key: str) -> Self:
+        """The same, as the block `key` of the recipe."""
+        found = self.model_copy()
+        found._key = key
+        return found
 
     @property
     def columns(self) -> dict[str, str]:
@@ -88,9 +99,9 @@ class PromptsSpec(SourceSpec):
 
 
 class QuestionsSpec(SourceSpec):
-    """Questions with known answers. `response_column` holds them: a text, or a list with one answer for each annotator."""
+    """Questions with known answers, which `response_column` holds: a text, or a list with one answer for each annotator."""
 
-    key: ClassVar[str] = "questions"
+    _key: str = PrivateAttr("questions")
 
     response_column: str = Field("answers", min_length=1, description="Column with the answers: a text, or a list (one for each annotator, as in OK-VQA and TextVQA).")
     type_column: str | None = Field(None, min_length=1, description="Column with the type of the question; results are also given by type.")
@@ -166,9 +177,8 @@ class EvaluationSpec(Spec):
     """One evaluation, on the held-out prompts or on a set of questions."""
 
     kind: Literal["divergence", "overlap", "vqa", "acceptance"] = Field(description="divergence: kl, skl, srkl, NLL, top-1 agreement. overlap: ROUGE-L against the teacher's response. vqa: right answers, with the image and, as a control, without. acceptance: how often the teacher would accept a token that the student drafts; with target drafter also speculative decoding itself, timed.")
-    questions: QuestionsSpec | None = Field(None, description="vqa: what is asked; without it, the held-out prompts that have a ground-truth response.")
+    questions: QuestionsSpec | None = Field(None, description="vqa: the set that is asked (its keys are below); without it, the held-out prompts that have a ground-truth response.")
     max_tokens: int = Field(16, ge=1, description="vqa: longest answer, in tokens; answers are sampled greedily.")
-
     draft_tokens: int = Field(4, ge=1, le=8, description="acceptance, target drafter: tokens drafted before each verification.")
     timed: int = Field(16, ge=1, description="acceptance, target drafter: held-out prompts that are decoded with and without the drafter.")
 

@@ -170,6 +170,8 @@ class Workshop:
         sampler = TransformersSampler(model, self.stop_ids, self.pad_id, self.vocab, self.reporter.advance, self.media_ids, self._prepare(who))
 
         def missing(wanted: list[Question]) -> Iterator[list[Any]]:
+            if not wanted:  # a recipe may hold no prompt out, and ask a set of questions alone
+                return iter(())
             self._check_batches(who, model, wanted, facts.reference)
             self.reporter.start(f"{who} answers, {purpose}", len(wanted), "responses")
             return sampler.sample(wanted, sampling, lambda prompt_id: seed_for(recipe.train.seed, purpose, who, prompt_id))

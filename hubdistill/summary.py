@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hubdistill.evaluation.questions import OF_TYPE, QUESTIONS
+from hubdistill.evaluation.questions import OF_TYPE, RIGHT_ANSWERS
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.hub import card as cards
 from hubdistill.hub.publish import Published
@@ -19,7 +19,7 @@ SHOWN = ("gap_closed", "speed_up", "accepted_length", "acceptance", "perplexity"
 def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measurement, ...], done: Published | None) -> dict[str, Any]:
     """What `run` ends with, as data."""
     chosen = [row for row in measurements if row.subject == "distilled" and row.metric in SHOWN and OF_TYPE not in row.on]
-    prompts = max((row.n for row in chosen if row.split != QUESTIONS), default=chosen[0].n if chosen else 0)
+    prompts = max((row.n for row in chosen if row.metric not in RIGHT_ANSWERS), default=0)
     by_key = {(row.metric, row.on, row.subject): row for row in measurements}
     base_missing = not location(path).on_hub
     name = record["name"].replace("/", "-")
@@ -30,7 +30,7 @@ def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measureme
         "card": str(path / "README.md"),
         "time": cards.duration(sum(record["seconds"].values())),
         "prompts": prompts,
-        "results": [_result_line(row, by_key) + (f"   (n = {row.n})" if row.n and (row.split == QUESTIONS or row.n != prompts) else "") for row in chosen],
+        "results": [_result_line(row, by_key) + (f"   (n = {row.n})" if row.n and (row.metric in RIGHT_ANSWERS or row.n != prompts) else "") for row in chosen],
         "measurements": [row.as_dict() for row in measurements],
         "repo": done.repo if done else None,
         "url": done.url if done else None,

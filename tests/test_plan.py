@@ -565,11 +565,3 @@ def test_warnings_say_what_will_surprise(folder):
     silent = plan_of(folder, "loss.preset=paper").warnings
     assert "weight 0" in silent[0]
     assert plan_of(folder, "prompts.heldout=0", "evaluate=[]").warnings == plan_of(folder).warnings
-
-
-def test_held_out_prompts_that_are_needed_and_not_there_are_warned_of(folder):
-    """The recipe reader refuses this first."""
-    loaded = load_recipe(folder / "tiny.yaml")
-    prompts = loaded.recipe.prompts.model_copy(update={"heldout": 0})
-    plan = make_plan(dataclasses.replace(loaded, recipe=loaded.recipe.model_copy(update={"prompts": prompts})))
-    assert any("prompts.heldout is 0: nothing can be evaluated" in warning for warning in plan.warnings)

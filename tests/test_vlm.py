@@ -23,7 +23,7 @@ from hubdistill.run import Run
 from hubdistill.rundir import RunDirectory
 from hubdistill.targets import int4
 from tests import tiny, tiny_vlm
-from tests.command import as_a_user, finished_run, hubdistill, pushed_and_pulled
+from tests.command import as_a_user, called, finished_run, hubdistill, pushed_and_pulled
 from tests.hub_server import HubServer
 
 ALICE = "hf_alice_write"
@@ -42,13 +42,16 @@ def test_the_smoke_recipe_leaves_a_whole_run(finished: Path):
     rows = json.loads((finished / "measurements.json").read_text())
     found = {(row["metric"], row["on"], row["subject"]) for row in rows}
     for subject in ("student", "warm-up", "distilled", "teacher"):
-        assert {("exact_match", "smoke_vlm", subject), ("exact_match", "smoke_vlm, no image", subject), ("exact_match", "smoke_vlm / color", subject), ("exact_match", "smoke_vlm / no image", subject)} <= found
+        assert {("exact_match", "smoke_vlm", subject), ("exact_match", "smoke_vlm, no image", subject), ("exact_match", "smoke_vlm / color", subject), ("exact_match", "smoke_vlm / text only", subject)} <= found
     assert ("kl", "own responses", "distilled") in found
     card = (finished / "README.md").read_text()
     assert "pipeline_tag: image-text-to-text" in card
     assert "AutoModelForImageTextToText" in card
     assert "exact match on smoke\\_vlm, no image" in card
     assert "| questions asked | shipped:smoke\\_vlm.jsonl (apache-2.0) |" in card
+    assert "| asked of smoke\\_vlm | 6 questions (left out: 20 that are training prompts), answers of at most 8 tokens |" in card
+    assert card.count("smoke\\_vlm: questions with and without their images, decoding greedy, at most 8 tokens, seed 0\n") == 1
+    assert card.count("too few prompts to tell") == 1
     assert {row["n"] for row in rows if row["on"] == "smoke_vlm"} == {6}  # of 26; the others are training prompts
 
 
@@ -180,6 +183,24 @@ def test_what_is_published_of_question_sets_is_pinned_and_names_no_path(tmp_path
     assert asked in files_of_this_machine(plan)
 
 
+def test_questions_alone_need_no_held_out_prompts(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HUBDISTILL_CACHE", str(tmp_path / "cache"))
+    asked = "{kind: vqa, questions: {dataset: 'shipped:smoke_vlm.jsonl', column: question, image_column: image, response_column: answer, instruction: One word.}}"
+    changes = ("prompts.heldout=0", "prompts.count=8", "train.rounds=1", "warmup.kind=none", "sampling.max_tokens=4")
+    code, _, said = called(monkeypatch, capsys, "run", "smoke/vlm", *changes, f"evaluate=[{asked}, {{kind: vqa}}]")
+    assert code == 2
+    assert "prompts.heldout: is 0 and evaluate needs held-out prompts (only `vqa` with `questions` does without)" in said
+    code, out, said = called(monkeypatch, capsys, "run", "smoke/vlm", *changes, f"evaluate=[{asked}]")
+    assert code == 0, said
+    assert re.search(r"\. Results \(mean and 95 % interval\):\n  exact_match on smoke_vlm, share, higher is better: student .*\(n = 18\)\n", out)
+    run = tmp_path / "runs" / "smoke-vlm"
+    rows = json.loads((run / "measurements.json").read_text())
+    assert {(row["metric"], row["split"], row["n"]) for row in rows if row["on"] in ("smoke_vlm", "smoke_vlm, no image")} == {("exact_match", "questions", 18)}
+    assert not (run / "examples.html").exists()
+    assert "answers of at most 16 tokens, after each question: “One word.”" in (run / "README.md").read_text()
+
+
 def test_an_image_that_was_replaced_is_read_again(tmp_path: Path, notes):
     (tmp_path / "smoke_vlm").mkdir()
     for image in (ROOT / "recipes" / "data" / "smoke_vlm").iterdir():
@@ -196,7 +217,16 @@ def test_an_image_that_was_replaced_is_read_again(tmp_path: Path, notes):
     first = images()
     assert images() == first
     tiny_vlm.picture(5).save(tmp_path / "smoke_vlm" / "red_circle.png")
-    assert len(images() - first) == len(first - images()) == 1
+    second = images()
+    assert len(second - first) == len(first - second) == 1
+    assert "rows.jsonl: the image file smoke_vlm/red_circle.png changed since it was read" in notes.notes
+    said = len(notes.notes)
+    for name in ("red", "green", "blue", "yellow"):
+        tiny_vlm.picture(6).save(tmp_path / "smoke_vlm" / f"{name}_square.png")
+    (tmp_path / "rows.jsonl").write_text((tmp_path / "rows.jsonl").read_text() + "\n")
+    images()
+    assert notes.notes[said] == "rows.jsonl changed since it was read"
+    assert re.fullmatch(r"rows.jsonl: smoke_vlm/\w+.png, smoke_vlm/\w+.png, smoke_vlm/\w+.png and 1 more image file changed since they were read", notes.notes[said + 1])
 
 
 def test_plan_says_what_will_be_asked(tmp_path: Path):
@@ -204,12 +234,33 @@ def test_plan_says_what_will_be_asked(tmp_path: Path):
     (tmp_path / "a.yaml").write_text((ROOT / "recipes" / "smoke" / "vlm.yaml").read_text())
     asked = "evaluate=[{kind: vqa, max_tokens: %d, questions: {dataset: q.jsonl, column: question, image_column: image, response_column: answer, count: %d}}]"
     done = hubdistill("plan", tmp_path / "a.yaml", asked % (8, 2), folder=tmp_path)
-    assert re.search(r"questions q.jsonl  commit [0-9a-f]{64}, at most 2 questions\n", done.out), done.err
+    assert re.search(r"questions q.jsonl  sha256 [0-9a-f]{64}, at most 2 questions\n", done.out), done.err
+    assert re.search(r"teacher   toy:llava  digest [0-9a-f]{40}\n", done.out)
+    assert re.search(r"prompts   shipped:smoke_vlm.jsonl  sha256 [0-9a-f]{64}\n", done.out)
+    assert done.err == ""  # no progress bar of the toys' making
+    one = hubdistill("plan", tmp_path / "a.yaml", asked % (8, 1), folder=tmp_path)
+    assert ", at most 1 question\n" in one.out
     refused = hubdistill("plan", tmp_path / "a.yaml", asked % (100_000, 2), folder=tmp_path)
     assert refused.code == 2
     assert "evaluate[0]: questions.max_tokens + max_tokens = 100512, and toy:llava reads" in refused.err
     blind = hubdistill("plan", tmp_path / "a.yaml", "prompts.image_column=null", "evaluate=[{kind: overlap}]", folder=tmp_path)
     assert "warning: prompts.image_column is not given: no prompt has an image" in blind.out, blind.err
+
+
+def test_plan_names_the_key_of_a_column_and_several_bad_rows(tmp_path: Path):
+    rows = [{"question": "what?", "answer": "this", "image": None}, {"question": "what?", "answer": "", "image": None}, {"question": "", "answer": None, "image": None}]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "a.yaml").write_text((ROOT / "recipes" / "smoke" / "vlm.yaml").read_text())
+    asked = "evaluate=[{kind: overlap}, {kind: vqa, questions: {dataset: q.jsonl, column: question, image_column: %s, response_column: answer}}]"
+    with pytest.raises(RecipeError) as caught:
+        make_plan(load_recipe(tmp_path / "a.yaml", [asked % "picture", "prompts.column=questions"]))
+    found = [problem.removeprefix(f"{tmp_path / 'a.yaml'}: ") for problem in caught.value.problems]
+    assert found[0] == "prompts.column: shipped:smoke_vlm.jsonl:row 1: no column 'questions'; did you mean 'question'?"
+    assert found[1].startswith("evaluate[1].questions.image_column: q.jsonl:row 1: no column 'picture'; set `evaluate[1].questions.image_column` to one of:")
+    with pytest.raises(RecipeError) as caught:
+        make_plan(load_recipe(tmp_path / "a.yaml", [asked % "image"]))
+    found = [problem.removeprefix(f"{tmp_path / 'a.yaml'}: ") for problem in caught.value.problems]
+    assert [problem.partition(" (")[0] for problem in found] == ["evaluate[1].questions.dataset: q.jsonl:row 2", "evaluate[1].questions.dataset: q.jsonl:row 3"]
 
 
 def test_a_family_that_cannot_share_features_is_refused_in_the_plan(tmp_path: Path):

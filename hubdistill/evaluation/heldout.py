@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hubdistill.evaluation.acceptance import LONGEST
 from hubdistill.evaluation.divergence import Scorer
 from hubdistill.evaluation.overlap import rouge_l
-from hubdistill.evaluation.questions import OF_TYPE, QUESTIONS, Answer, QuestionSet, score
+from hubdistill.evaluation.questions import OF_TYPE, RIGHT_ANSWERS, Answer, QuestionSet, score, set_of
 from hubdistill.evaluation.statistics import Measurement, paired_difference, summarise
 from hubdistill.specs import EvaluationSpec
 
@@ -137,8 +137,9 @@ def _ask(heldout: HeldOut, name: str, model: PreTrainedModel) -> None:
 def _rows(heldout: HeldOut, metric: str, on: str, by_subject: dict[str, dict[str, float]]) -> list[Measurement]:
     unit, better = UNITS[metric]
     described: dict[str, Any] = {"metric": metric, "on": on, "unit": unit, "better": better, "decoding": heldout.decoding, "seed": heldout.seed}
-    if metric in ("vqa_accuracy", "exact_match"):
-        described |= {"decoding": "greedy", "split": QUESTIONS}
+    if metric in RIGHT_ANSWERS:
+        asked = next(one for one in heldout.questions if one.name == set_of(on))
+        described |= {"decoding": asked.decoding, "split": asked.split}
     if metric in DRAFTED:
         described["decoding"] = f"greedy, at most {heldout.longest} tokens"
     if on == ON_TRUTH:

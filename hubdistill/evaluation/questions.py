@@ -9,11 +9,15 @@ from typing import Any
 
 from hubdistill.evaluation.vqa import answer_of, exact_match, vqa_accuracy
 from hubdistill.pairs.image_parts import text_of_turn
+from hubdistill.pairs.prompt_rows import ANNOTATORS, NO_IMAGE
 from hubdistill.pairs.prompts import Prompt
 from hubdistill.shipped import SHIPPED
+from hubdistill.specs import EvaluationSpec, QuestionsSpec
 
+RIGHT_ANSWERS = ("vqa_accuracy", "exact_match")  # the metrics of answers to questions
+HELD_OUT = "held-out prompts"  # the name of the set that is no set of its own
 QUESTIONS = "questions"  # the split of what was measured on a set of questions, which is not the prompts' data set
-NO_IMAGE = ", no image"  # ends the name of a set that is asked blind
+BLIND = f", {NO_IMAGE}"  # ends the name of a set that is asked blind
 OF_TYPE = " / "  # comes before a type of question
 
 
@@ -26,23 +30,44 @@ class QuestionSet:
     max_tokens: int
 
     @property
+    def split(self) -> str:
+        """Which part of which data it is: the held-out prompts, or questions of a data set of their own."""
+        return "held-out" if self.name == HELD_OUT else QUESTIONS
+
+    @property
+    def decoding(self) -> str:
+        """How they are answered, in words."""
+        return f"greedy, at most {self.max_tokens} tokens"
+
+    @property
     def metric(self) -> str:
         """VQA accuracy where each question has the answers of four annotators or more (of fewer, leaving one out, none
         can be right in full), else exact match with any of its answers."""
-        return "vqa_accuracy" if all(len(prompt.answers) > 3 for prompt in self.prompts) else "exact_match"
+        return "vqa_accuracy" if all(len(prompt.answers) >= ANNOTATORS for prompt in self.prompts) else "exact_match"
 
     def blind(self) -> QuestionSet:
         """The same questions without their images."""
-        return replace(self, name=f"{self.name}{NO_IMAGE}", prompts=tuple(without_images(prompt) for prompt in self.prompts))
+        return replace(self, name=f"{self.name}{BLIND}", prompts=tuple(without_images(prompt) for prompt in self.prompts))
+
+
+def question_sets(evaluate: Sequence[EvaluationSpec]) -> list[tuple[str, QuestionsSpec]]:
+    """(file name in `prompts/`, where they come from) of each set of questions that a recipe names."""
+    specs = [one.questions.under(f"evaluate[{index}].questions") for index, one in enumerate(evaluate) if one.questions]
+    return [(f"questions_{number}", spec) for number, spec in enumerate(specs, 1)]
 
 
 def names_of(datasets: Sequence[str]) -> list[str]:
     """A name for each set of questions, from its file or Hub id; the second of one name says its number."""
     found: list[str] = []
     for number, dataset in enumerate(datasets, 1):
-        name = re.sub(r"\.(jsonl|json|parquet|csv)$", "", dataset.removeprefix(SHIPPED).rpartition("/")[2])
-        found.append(f"{name} ({number})" if name in found else name)
+        name = re.sub(r"\.(jsonl|json|parquet|csv)$", "", dataset.removeprefix(SHIPPED).rpartition("/")[2]).removesuffix(BLIND)
+        found.append(f"{name} ({number})" if name in (*found, HELD_OUT) else name)
     return found
+
+
+def set_of(on: str) -> str:
+    """The name of the set of what was measured on: without the type of question, and without the mark of the blind control."""
+    return on.split(OF_TYPE)[0].removesuffix(BLIND)
 
 
 def not_trained_on(questions: Sequence[Prompt], trained: Sequence[Prompt], instruction: str) -> list[Prompt]:
@@ -50,7 +75,7 @@ def not_trained_on(questions: Sequence[Prompt], trained: Sequence[Prompt], instr
     the instruction left out of account): what was trained on says nothing about what was learnt."""
 
     def asked(prompt: Prompt) -> tuple[str, tuple[str, ...]]:
-        return text_of_turn(prompt.messages[-1]).removesuffix(instruction).strip().casefold(), prompt.images
+        return text_of_turn(prompt.messages[-1]).removesuffix(instruction.strip()).strip().casefold(), prompt.images
 
     known = {asked(prompt) for prompt in trained}
     return [prompt for prompt in questions if asked(prompt) not in known]

@@ -94,6 +94,7 @@ class Data:
     commit: str | None = None
     languages: tuple[str, ...] = ()
     license: License = UNSTATED
+    asked: str = ""  # of a set of questions: how many, and how
 
     @property
     def source(self) -> Source:
@@ -227,6 +228,7 @@ def _training_rows(facts: CardFacts) -> dict[str, str]:
     rows = {**facts.loss, **facts.training}
     if facts.questions:
         rows["questions asked"] = "; ".join(dict.fromkeys(one.label for one in facts.questions.values()))
+        rows |= {f"asked of {name}": one.asked for name, one in facts.questions.items() if one.asked}
     if facts.hardware:
         rows["hardware"] = facts.hardware
     if facts.seconds:

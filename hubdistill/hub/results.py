@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubdistill.evaluation.questions import NO_IMAGE, OF_TYPE, QUESTIONS
+from hubdistill.evaluation.questions import QUESTIONS, RIGHT_ANSWERS, set_of
 from hubdistill.evaluation.statistics import ENOUGH, Difference, Measurement
 from hubdistill.hub.markdown import Markdown, text
+from hubdistill.pairs.prompt_report import counted
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -81,7 +82,7 @@ def results(measurements: Sequence[Measurement]) -> Results:
     return Results(
         header=tuple(text(h) for h in head),
         rows=tuple(_row(group, subjects) for group in groups.values()),
-        differences=tuple(_difference(m, d) for m in measurements for d in m.differences),
+        differences=_differences(measurements),
         decoding=tuple(text(line) for line in dict.fromkeys(_how(m) for m in measurements)),
         counted=any(not m.n for m in measurements),
     )
@@ -98,11 +99,17 @@ def _row(group: dict[str, Measurement], subjects: Sequence[str]) -> tuple[Markdo
     return (*cells, text(first.better), Markdown(str(first.n or "–")))
 
 
+def _differences(measurements: Sequence[Measurement]) -> tuple[Markdown, ...]:
+    """A line for each difference that can be judged, and one for all the others."""
+    told = tuple(_difference(m, d) for m in measurements for d in m.differences if m.n >= ENOUGH)
+    untold = sum(len(m.differences) for m in measurements if m.n < ENOUGH)
+    few = f"{counted(untold, 'difference is', 'differences are')} not listed, for too few prompts to tell (fewer than {ENOUGH})"
+    return (*told, text(few)) if untold else told
+
+
 def _difference(m: Measurement, d: Difference) -> Markdown:
     improved = d.value > 0 if m.better == "higher" else d.value < 0
     verdict = ("better" if improved else "worse") if d.significant else "no clear difference"
-    if m.n < ENOUGH:
-        verdict = f"too few prompts to tell (fewer than {ENOUGH})"
     who, other = SUBJECTS.get(m.subject, m.subject), SUBJECTS.get(d.against, d.against)
     value = f"{'+' if d.value > 0 else ''}{number(d.value)} {_interval(d.low, d.high)}"
     return text(f"{_label(m)}, {who} minus {other}: {value} {m.unit}: {verdict}")
@@ -112,6 +119,8 @@ def _how(m: Measurement) -> str:
     if not m.n:  # counted, not a mean over prompts
         return f"{_label(m)}: all weights, as they are loaded here"
     decoding = f", decoding {m.decoding}" if m.decoding else ""
+    if m.metric in RIGHT_ANSWERS:
+        return f"{set_of(m.on)}: questions with and without their images{decoding}, seed {m.seed}"
     return f"{m.on}: {m.split} prompts{decoding}, seed {m.seed}"
 
 
@@ -121,7 +130,7 @@ def eval_results(measurements: Sequence[Measurement], *, task: str, prompts: Sou
     from huggingface_hub import EvalResult
 
     def source(m: Measurement) -> Source:
-        name = m.on.split(OF_TYPE)[0].removesuffix(NO_IMAGE)
+        name = set_of(m.on)
         return questions.get(name, Source(name)) if m.split == QUESTIONS else prompts
 
     return [

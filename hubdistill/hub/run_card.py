@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from hubdistill.evaluation.questions import names_of
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.hub import card as cards
 from hubdistill.hub.snippets import DRAFT_TOKENS, Drafts
+from hubdistill.pairs.prompt_report import counted
 
 DIVERGENCES = {"skl": "skew KL", "srkl": "skew reverse KL", "jsd": "generalised JSD", "kl": "KL", "tv": "total variation", "nll": "cross-entropy"}
 SKEWED = {"skl", "srkl", "jsd"}  # those with an alpha
@@ -39,7 +40,7 @@ def card_facts(record: Mapping[str, Any], measurements: tuple[Measurement, ...],
                              pushed_beside=pushed and place.repo is not None, made_of=record["student"]["reference"] if pushed else ""),
         teacher=cards.Teacher(name=record["teacher"]["reference"], commit=record["teacher"]["commit"], license=license_of(record["teacher"]["license"])),
         data=_data(record["prompts"]),
-        questions=dict(zip(names_of([one["reference"] for one in record["questions"]]), map(_data, record["questions"]), strict=True)),
+        questions=dict(zip(names_of([one["reference"] for one in record["questions"]]), _questions(record), strict=True)),
         rank=adapter["r"],
         lora_alpha=adapter["lora_alpha"],
         target_modules=_modules(adapter["target_modules"], record["recipe"]["lora"]),
@@ -85,6 +86,19 @@ def _data(found: Mapping[str, Any]) -> cards.Data:
     name, on_hub = found["reference"], found["kind"] == "hub"
     return cards.Data(name=name if on_hub else Path(name).name, hub_id=name if on_hub else None, commit=found["commit"] if on_hub else None,
                       license=cards.License(id=found["license"]))  # fmt: skip
+
+
+def _questions(record: Mapping[str, Any]) -> list[cards.Data]:
+    """The sets of questions, each with how many were asked, and how."""
+    specs = [one for one in record["recipe"]["evaluate"] if one["questions"]]
+    counts = record["stages"]["prompts"]["questions"]
+    return [replace(_data(found), asked=_asked(spec, count)) for found, spec, count in zip(record["questions"], specs, counts, strict=True)]
+
+
+def _asked(spec: Mapping[str, Any], count: Mapping[str, Any]) -> str:
+    left_out = f" (left out: {', '.join(count['left_out'])})" if count["left_out"] else ""
+    instruction = " ".join(spec["questions"]["instruction"].split())
+    return f"{counted(count['kept'], 'question')}{left_out}, answers of at most {counted(spec['max_tokens'], 'token')}" + (f", after each question: “{instruction}”" if instruction else "")
 
 
 def _command(place: Place, name: str) -> str:

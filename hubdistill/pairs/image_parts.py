@@ -57,7 +57,7 @@ def place(turns: Sequence[Mapping[str, Any]], images: int) -> list[dict[str, Any
         text = text_of_turn(first)
         first["content"] = [{"type": "image"}] * images + ([{"type": "text", "text": text}] if text else [])
     elif placed != images:
-        raise ValueError(f"has {placed} image placeholders and {images} images")
+        raise ValueError(f"has {placed} image placeholder{'s' * (placed != 1)} and {images} image{'s' * (images != 1)}")
     return found
 
 

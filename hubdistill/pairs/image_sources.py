@@ -5,8 +5,6 @@ Errors say what is wrong with the image and the fix; the caller puts the row in 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import stat
 from pathlib import Path
@@ -31,7 +29,7 @@ def raw_image(cell: Any, folder: Path | None, *, trusted_paths: bool = False) ->
     if isinstance(data, bytes | bytearray):
         return RawImage.of(bytes(data))
     if isinstance(cell, str):
-        return RawImage.of(_read(_local(cell, folder)))
+        return RawImage.of(_read(_local(cell, folder)), f"names {_show(cell)}, which")
     if decoded := of_pil(cell):
         return decoded
     kind = {type(None): "null", dict: "an object without bytes"}.get(type(cell), f"a value of type {type(cell).__name__}")
@@ -67,7 +65,7 @@ def _read(path: Path) -> bytes:
         if not stat.S_ISREG(status.st_mode):  # before it is opened: opening a FIFO waits forever
             raise InputError(f"names {shown}, which is {'a folder' if path.is_dir() else 'no regular file'}; name the image's file")
         if status.st_size > MAX_BYTES:
-            raise too_large()
+            raise too_large(f"names {shown}, which")
         with path.open("rb") as stream:
             return stream.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError) as problem:
@@ -80,20 +78,20 @@ def _read(path: Path) -> bytes:
         raise InputError(f"is the text {shown}, which is no path; give the path of the image's file") from problem
 
 
-def state_of_files(path: Path, spec: SourceSpec) -> str | None:
-    """Digest of the names, sizes and times of the files that a local data file names as images; None where it names none.
+def state_of_files(path: Path, spec: SourceSpec) -> dict[str, list[int]]:
+    """Size and time of each file that a local data file names as an image, by the name that it has there.
 
     Reads no image. A file that was replaced under its old name changes it, so that the prompts are read again.
     """
     if spec.image_column is None or not _may_name_files(path, spec.image_column):
-        return None
-    found = hashlib.sha256()
+        return {}
+    found: dict[str, list[int]] = {}
     for _, cells in local_rows(path, spec):
         cell = cells.get(spec.image_column)
         for name in cell if isinstance(cell, list) else [cell]:
-            if isinstance(name, str):
-                found.update(json.dumps([name, *_state(path.parent / name)]).encode())
-    return found.hexdigest()
+            if isinstance(name, str) and name not in found:
+                found[name] = _state(path.parent / name)
+    return found
 
 
 def _may_name_files(path: Path, column: str) -> bool:

@@ -1,7 +1,7 @@
 """Images of dataset rows: a folder that keeps each as a small, plain file.
 
 The only file that decodes images. Errors of `ImageStore.put` say what is wrong with the image and the fix; the caller
-puts the row in front.
+puts the row and `RawImage.called` in front.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # no others are tried: 
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp"}  # what may be kept as it is; MPO: a phone's JPEG
 TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 
+NAMELESS = "holds an image that"
 REPLACE = "replace or remove it"
 UNKNOWN = f"is not an image that can be read (PNG, JPEG, WEBP, BMP, TIFF or a still GIF); {REPLACE}"
 TOO_MANY = f"pixels (at most {MAX_PIXELS:,}); save a smaller copy"
@@ -37,23 +38,25 @@ TOO_MANY = f"pixels (at most {MAX_PIXELS:,}); save a smaller copy"
 
 @dataclass(frozen=True)
 class RawImage:
-    """The bytes of an image as the row has them, not decoded. `digest` is 32 hex digits of their SHA-256."""
+    """The bytes of an image as the row has them, not decoded. `digest` is 32 hex digits of their SHA-256; `called` are
+    the words before what is wrong with it, which name its file where there is one."""
 
     data: bytes
     digest: str
+    called: str = field(default=NAMELESS, compare=False)
 
     @classmethod
-    def of(cls, data: bytes) -> RawImage:
+    def of(cls, data: bytes, called: str = NAMELESS) -> RawImage:
         """Raises InputError for no bytes, and for more than MAX_BYTES."""
         if not data:
-            raise InputError(f"is empty (0 bytes); {REPLACE}")
+            raise InputError(f"{called} is empty (0 bytes); {REPLACE}")
         if len(data) > MAX_BYTES:
-            raise too_large()
-        return cls(data, _digest(data))
+            raise too_large(called)
+        return cls(data, _digest(data), called)
 
 
-def too_large() -> InputError:
-    return InputError(f"is larger than {MAX_BYTES / 2**20:,.0f} MiB; save a smaller copy")
+def too_large(called: str) -> InputError:
+    return InputError(f"{called} is larger than {MAX_BYTES / 2**20:,.0f} MiB; save a smaller copy")
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ class Selection:
     heldout: Draw
     train: Draw
     seen: set[bytes] = field(default_factory=set)
+    answers: dict[bytes, tuple[str, ...]] = field(default_factory=dict)  # of questions
+    disagreeing: set[bytes] = field(default_factory=set)  # questions that came again with other answers
     long: list[tuple[int, int]] = field(default_factory=list)  # both keys of what was encoded and is too long
     read: int = 0
     empty: int = 0
@@ -99,9 +101,12 @@ class Selection:
         digest = bytes.fromhex(prompt.id)
         if digest in self.seen:
             self.duplicates += 1
+            self.disagreeing |= {digest} if self.answers.get(digest, ()) != tuple(sorted(prompt.answers)) else set()
             self._better_response(prompt)
             return
         self.seen.add(digest)
+        if prompt.answers:
+            self.answers[digest] = tuple(sorted(prompt.answers))
         keys = _key(self.seed, "heldout", prompt.id), _key(self.seed, "train", prompt.id)
         if self.heldout.takes(keys[0]) or self.train.takes(keys[1]):
             self._enter(row, prompt, keys)
@@ -124,12 +129,15 @@ class Selection:
         """The prompt with its images in the store; None where one is damaged and such rows are skipped."""
         if self.images is None or not prompt.raw_images:
             return prompt
-        try:
-            return replace(prompt, images=tuple(self.images.put(image) for image in prompt.raw_images), raw_images=())
-        except InputError as problem:
-            if self.skip_damaged:
-                return None
-            raise InputError(f"{row.where}: its image {problem}; or skip such rows with `{row.key}.damaged_images: skip`") from problem
+        names: list[str] = []
+        for image in prompt.raw_images:
+            try:
+                names.append(self.images.put(image))
+            except InputError as problem:
+                if self.skip_damaged:
+                    return None
+                raise row.image_error(f"{image.called} {problem}", len(names), len(prompt.raw_images)) from problem
+        return replace(prompt, images=tuple(names), raw_images=())
 
     def _better_response(self, again: Prompt) -> None:
         """Of duplicates with different responses (questions: answers) keep the first in alphabetical order, whatever the order of rows."""

@@ -97,7 +97,7 @@ def _csv(path: Path, spec: SourceSpec) -> Iterator[tuple[int, Cells]]:
             if spec.column not in (reader.fieldnames or ()):
                 fields = list(reader.fieldnames or ())
                 raise InputError(
-                    f"{spec.dataset}: its first line has no column '{spec.column}'; {_nearest(spec.column, fields, spec.key + '.column')}, and start the file with a header"
+                    f"{spec.key}.column: {spec.dataset}: its first line has no column '{spec.column}'; {_nearest(spec.column, fields, spec.key + '.column')}, and start the file with a header"
                 )
             for number, row in enumerate(reader, 1):
                 if None in row:
@@ -134,9 +134,10 @@ def _parquet(path: Path, spec: SourceSpec) -> Iterator[tuple[int, Cells]]:
         ) from problem
 
 
-def must_have(column: str, names: list[str], where: str, key: str) -> None:
+def must_have(column: str, names: list[str], where: str, key: str, or_else: str = "") -> None:
+    """Raise InputError, under the recipe's `key` that names the column, where the data do not have it."""
     if column not in names:
-        raise InputError(f"{where}: no column '{column}'; {_nearest(column, names, key)}")
+        raise InputError(f"{key}: {where}: no column '{column}'; {_nearest(column, names, key)}{or_else}")
 
 
 def _nearest(column: str, names: list[str], key: str) -> str:

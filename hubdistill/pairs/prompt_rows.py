@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hubdistill.errors import InputError
-from hubdistill.pairs.image_parts import MARK, parts_of, place, text_of
+from hubdistill.pairs.image_parts import MARK, parts_of, place, text_of, text_of_turn
 from hubdistill.pairs.images import RawImage
 from hubdistill.specs import QuestionsSpec
 
+ANNOTATORS = 4  # answers of a question from which on they count as those of annotators, not as spellings of one
+NO_IMAGE = "no image"  # how results call questions that are asked without their image; no type of question can be called so
 MAX_TEXT = 2**20  # characters of one message; no prompt is a book, and a row this long is a file read wrongly
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
 
@@ -48,9 +50,15 @@ class Row:
     question: QuestionsSpec | None = None  # the row is a question with answers
     group: Any = None
     key: str = "prompts"  # the block of the recipe that names the source
+    image_column: str | None = None
+    problem: InputError | None = None  # what is wrong with it, which `read_row` raises
 
     def error(self, what: str, fix: str, column: str | None = None) -> InputError:
         return InputError(f"{self.where} (column '{column or self.column}'): {what}; {fix}")
+
+    def image_error(self, problem: str, index: int, of: int) -> InputError:
+        which = f", image {index + 1} of {of}" if of > 1 else ""
+        return InputError(f"{self.where} (column '{self.image_column}'{which}): {problem}; or skip such rows with `{self.key}.damaged_images: skip`")
 
 
 def prompt_id(messages: Sequence[Message], images: Sequence[RawImage] = ()) -> str:
@@ -61,11 +69,14 @@ def prompt_id(messages: Sequence[Message], images: Sequence[RawImage] = ()) -> s
 
 
 def read_row(row: Row) -> Prompt | None:
-    """The conversation up to the last user turn, with its response; None where that turn has no text.
+    """The conversation up to the last user turn, with its response; None where that turn has no text (or image and the
+    user no text at all).
 
     Outer whitespace is stripped from every message. Raises InputError naming file, row and column for a row that is
     neither text nor a chat.
     """
+    if row.problem:
+        raise row.problem
     if row.question:
         return _read_question(row, row.question)
     chat = _as_chat(row)
@@ -79,7 +90,7 @@ def read_row(row: Row) -> Prompt | None:
             prompt = place(prompt, len(images))
         except ValueError as problem:
             raise row.error(str(problem), f"write one {MARK} (or one image part) for each image, or none where they come first") from problem
-    if not prompt[-1]["content"]:
+    if not prompt[-1]["content"] or not any(text_of_turn(turn) for turn in prompt if turn["role"] == "user"):
         return None
     if blank := next((i for i, turn in enumerate(prompt) if not turn["content"] and turn["role"] != "system"), None):
         raise row.error(f"turn {blank + 1} is empty", "fill it, or remove the row")
@@ -92,16 +103,51 @@ def read_row(row: Row) -> Prompt | None:
 
 
 def _read_question(row: Row, spec: QuestionsSpec) -> Prompt | None:
-    cells = row.response if isinstance(row.response, list) else [row.response]
-    answers = [cell.get("answer") if isinstance(cell, dict) else cell for cell in cells]
-    if not answers or not all(isinstance(answer, str) for answer in answers):
-        raise row.error(f"holds {_kind(row.response)}", "an answer is a text, or a list of texts", spec.response_column)
-    value = f"{row.value.strip()}\n{spec.instruction}" if isinstance(row.value, str) and row.value.strip() and spec.instruction else row.value
-    prompt = read_row(replace(row, question=None, value=value, response=None, response_column=None))
+    answers, group = _answers(row, spec.response_column), _group(row)
+    prompt = read_row(replace(row, question=None, response=None, response_column=None))
+    if prompt is None and row.images:
+        raise row.error("has an image and no question about it", "write the question, or remove the row")
     if prompt is None:
         return None
-    group = None if row.group is None else _text(row, str(row.group))
-    return replace(prompt, answers=tuple(_text(row, str(answer)) for answer in answers), group=group)
+    turns = (*prompt.messages[:-1], _instructed(prompt.messages[-1], spec.instruction.strip()))
+    return replace(prompt, id=prompt_id(turns, prompt.raw_images), messages=turns, response=None, answers=answers, group=group)
+
+
+def _answers(row: Row, column: str) -> tuple[str, ...]:
+    """The answers of a question: one, or one of each annotator, who may be listed as {answer: ...}."""
+    cells = row.response if isinstance(row.response, list) else [row.response]
+    answers = [cell.get("answer") if isinstance(cell, dict) else cell for cell in cells]
+    fix = "an answer is a text, or a list of texts: write it, or remove the row"
+    if not answers:
+        raise row.error("holds an empty list", fix, column)
+    if wrong := [answer for answer in answers if not isinstance(answer, str)]:
+        where = " in its list" if cells is row.response else ""
+        raise row.error(f"holds {_kind(wrong[0])}{where}", fix, column)
+    texts = tuple(_text(row, str(answer)) for answer in answers)
+    # Of many annotators one may have said nothing. Among few, an empty text would make silence a right answer.
+    if not any(texts) or (len(texts) < ANNOTATORS and not all(texts)):
+        raise row.error("holds an empty answer", fix, column)
+    return texts
+
+
+def _group(row: Row) -> str | None:
+    group = None if row.group is None else _text(row, str(row.group)) or None
+    if row.question and group and group.casefold() == NO_IMAGE:
+        fix = f"name it otherwise (such as 'text only'), or leave out `{row.key}.type_column`"
+        raise row.error(f"the type '{group}' is what results call all questions asked without their image", fix, row.question.type_column)
+    return group
+
+
+def _instructed(turn: Message, instruction: str) -> Message:
+    """The turn with an instruction on a line of its own after its text."""
+    content = turn["content"]
+    if not instruction:
+        return turn
+    if isinstance(content, str):
+        return {**turn, "content": f"{content}\n{instruction}"}
+    *before, last = content
+    said = [{**last, "text": f"{last['text']}\n{instruction}"}] if last["type"] == "text" else [last, {"type": "text", "text": instruction}]
+    return {**turn, "content": [*before, *said]}
 
 
 def _as_chat(row: Row) -> list[Any] | None:

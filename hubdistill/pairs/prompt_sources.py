@@ -11,9 +11,11 @@ from typing import Any
 
 from hubdistill.errors import InputError, MissingError
 from hubdistill.files import file_sha256
+from hubdistill.pairs.bad_rows import use_rows
 from hubdistill.pairs.image_sources import raw_image
+from hubdistill.pairs.images import RawImage
 from hubdistill.pairs.prompt_files import MAX_LINE, READERS, Cells, local_rows, must_have
-from hubdistill.pairs.prompt_rows import Row, read_row
+from hubdistill.pairs.prompt_rows import Prompt, Row, read_row
 from hubdistill.shipped import SHIPPED, find_data
 from hubdistill.specs import QuestionsSpec, SourceSpec
 
@@ -75,28 +77,49 @@ def read_rows(spec: SourceSpec, base_dir: Path | None) -> Iterator[Row]:
         source = f"dataset {spec.dataset} ({spec.split})"
     else:
         rows, source = local_rows(path, spec), spec.dataset
+    known: set[str] = set()  # columns that rows before had
     for number, cells in rows:
-        where = f"{source}:row {number}"
-        value = _cell(cells, spec, "column", where)
-        response = _cell(cells, spec, "response_column", where) if spec.response_column else None
-        row = Row(where, spec.column, value, response, spec.response_column, key=spec.key)
-        if isinstance(spec, QuestionsSpec):
-            group = _cell(cells, spec, "type_column", where) if spec.type_column else None
-            row = replace(row, question=spec, group=group)
-        yield _with_images(row, cells, spec, path) if spec.image_column else row
+        yield _row(spec, path, f"{source}:row {number}", cells, known)
 
 
-def _with_images(row: Row, cells: Cells, spec: SourceSpec, path: Path | None) -> Row:
+def _row(spec: SourceSpec, path: Path | None, where: str, cells: Cells, known: set[str]) -> Row:
+    """A row of the data. What is wrong with it alone comes as its `problem`, so that the rows after it are read too."""
+    found: dict[str, Any] = {}
+    for field, column in spec.columns.items():
+        if column in known and column not in cells:
+            return Row(where, column, None, problem=InputError(f"{where}: has no '{column}', which rows before it have; {_fill(spec, field)}"))
+        or_else = f"; or {_fill(spec, field)}" if field == "image_column" else ""
+        must_have(column, list(cells), where, f"{spec.key}.{field}", or_else)
+        found[field] = cells[column]
+    known.update(spec.columns.values())
+    row = Row(where, spec.column, found["column"], found.get("response_column"), spec.response_column, image_column=spec.image_column, key=spec.key)
+    if isinstance(spec, QuestionsSpec):
+        row = replace(row, question=spec, group=found.get("type_column"))
+    return _with_images(row, found["image_column"], spec, path) if spec.image_column else row
+
+
+def _fill(spec: SourceSpec, field: str) -> str:
+    """What to write into a row that lacks a column."""
+    if field == "column" or (field == "response_column" and isinstance(spec, QuestionsSpec)):
+        return "add it, or remove the row"
+    what = {"image_column": "a row without image", "response_column": "a row without response", "type_column": "a question without type"}
+    return f"write null there for {what[field]}"
+
+
+def _with_images(row: Row, cell: Any, spec: SourceSpec, path: Path | None) -> Row:
     """The row with the bytes of its images; a row whose cell is null or an empty list has none."""
-    cell = _cell(cells, spec, "image_column", row.where)
-    # Sets with a fixed number of places for images fill the others with null.
-    sources = [one for one in (cell if isinstance(cell, list) else [cell]) if one is not None]
-    try:
-        return replace(row, images=tuple(raw_image(source, path.parent if path else None, trusted_paths=path is None and _downloaded(source)) for source in sources))
-    except InputError as problem:
-        if spec.damaged_images == "skip":
-            return replace(row, damaged=True)
-        raise InputError(f"{row.where} (column '{spec.image_column}'): {problem}; or skip such rows with `{spec.key}.damaged_images: skip`") from problem
+    cells = cell if isinstance(cell, list) else [] if cell is None else [cell]
+    images: list[RawImage] = []
+    for source in cells:
+        try:
+            if source is None:  # whether an image is missing here nobody can tell
+                raise InputError("holds a list with null in it; take null out of the list, or write null for the whole cell of a row without image")
+            images.append(raw_image(source, path.parent if path else None, trusted_paths=path is None and _downloaded(source)))
+        except InputError as problem:
+            if spec.damaged_images == "skip":
+                return replace(row, damaged=True)
+            return replace(row, problem=row.image_error(str(problem), len(images), len(cells)))
+    return replace(row, images=tuple(images))
 
 
 def _downloaded(source: Any) -> bool:
@@ -105,12 +128,6 @@ def _downloaded(source: Any) -> bool:
 
     name = source.get("path") if isinstance(source, dict) else None
     return isinstance(name, str) and Path(name).resolve().is_relative_to(Path(constants.HF_HOME).resolve())
-
-
-def _cell(cells: Cells, spec: SourceSpec, field: str, where: str) -> Any:
-    column = getattr(spec, field)
-    must_have(column, list(cells), where, f"{spec.key}.{field}")
-    return cells[column]
 
 
 def check_source(spec: SourceSpec, base_dir: Path | None, *, offline: bool = False) -> SourceFacts:
@@ -142,9 +159,9 @@ def _check_hub(spec: SourceSpec, offline: bool) -> SourceFacts:
 
 
 def _check_local(spec: SourceSpec, base_dir: Path | None, path: Path) -> SourceFacts:
-    first = list(islice(read_rows(spec, base_dir), 20))
-    found = [read_row(row) for row in first if not row.damaged]
-    if not first:
+    found: list[Prompt | None] = []
+    use_rows(islice(read_rows(spec, base_dir), 20), lambda row: found.append(None if row.damaged else read_row(row)))
+    if not found:
         raise InputError(f"{spec.dataset}: has no rows; put one prompt in each row")
     responses = any(prompt and prompt.response for prompt in found)
     facts: dict[str, Any] = {"commit": file_sha256(path), "responses": responses, "columns": _columns(path, spec), "rows": _count(path)}

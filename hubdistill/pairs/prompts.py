@@ -9,70 +9,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
 from hubdistill.errors import InputError
 from hubdistill.files import write_atomically
+from hubdistill.pairs.bad_rows import use_rows
 from hubdistill.pairs.images import ImageStore
 from hubdistill.pairs.prompt_draw import Candidate, Draw, Encode, Encoded, Selection
+from hubdistill.pairs.prompt_report import PromptReport, counted
 from hubdistill.pairs.prompt_rows import Prompt, prompt_id
 from hubdistill.pairs.prompt_sources import read_rows
 from hubdistill.specs import PromptsSpec, SourceSpec
 
 __all__ = ["Encode", "Encoded", "Prompt", "PromptReport", "load_prompts", "prompt_id", "read_prompts", "save_prompts"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptReport:
-    """What became of the rows: read = empty + duplicates + damaged + too_long + not_drawn + kept_train + kept_heldout.
-
-    All counts but `read` leave the order of the rows out of account. `lengths` are (least, median, most) tokens of
-    the kept prompts, rendered by the template.
-    """
-
-    read: int
-    empty: int  # no text in the prompt
-    duplicates: int  # same messages as an earlier row
-    too_long: int  # would have been drawn, but longer than max_tokens
-    not_drawn: int  # beyond `count`; their lengths were not looked at
-    kept_train: int
-    kept_heldout: int
-    without_response: int  # kept prompts that have no ground truth
-    lengths: tuple[int, float, int]
-    asked: int | None = None
-    max_tokens: int = 0
-    damaged: int = 0  # an image could not be read; among the rows that were looked at
-    images: int = 0  # of the kept prompts; one that several prompts share counts once
-    image_bytes: int = 0  # on disk
-
-    def lines(self) -> list[str]:
-        """The report for people, one fact a line."""
-        short = f" (asked for {self.asked:,})" if self.asked and self.kept_train < self.asked else ""
-        least, middle, most = self.lengths
-        dropped = {
-            "empty": self.empty,
-            "duplicates": self.duplicates,
-            f"longer than {self.max_tokens} tokens": self.too_long,
-            "with a damaged image": self.damaged,
-        }
-        lines = [
-            f"{self.kept_train:,} training prompts{short}, {self.kept_heldout:,} held out, from {self.read:,} rows"
-        ]
-        if any(dropped.values()):
-            lines.append("left out: " + ", ".join(f"{number:,} {name}" for name, number in dropped.items() if number))
-        lines.append(f"prompt tokens: {least} to {most}, median {middle:g}")
-        if self.images:
-            prompts = self.kept_train + self.kept_heldout
-            lines.append(f"{self.images:,} images, {self.image_bytes / 2**20:,.1f} MiB on disk, {self.image_bytes / prompts / 1024:,.1f} KiB a prompt")
-        if self.without_response:
-            lines.append(f"{self.without_response:,} of them have no ground-truth response")
-        return lines
-
-    def as_dict(self) -> dict[str, int | float | list[float] | None]:
-        """The report for JSON."""
-        return {**asdict(self), "lengths": list(self.lengths)}
 
 
 def heldout_count(spec: SourceSpec) -> int:
@@ -96,20 +46,19 @@ def load_prompts(
         seed, spec.max_tokens, encode, Draw("heldout_key", heldout_count(spec)), Draw("train_key", spec.count),
         images=images, skip_damaged=spec.damaged_images == "skip",
     )  # fmt: skip
-    for row in read_rows(spec, base_dir):
-        selection.offer(row)
+    use_rows(read_rows(spec, base_dir), selection.offer)
     train, heldout = selection.train.ordered(), selection.heldout.ordered()
     report = _report(spec, selection, [*train, *heldout])
     if not train:
-        raise InputError(f"{spec.dataset}: {report.read} rows give {_too_few(spec, report)}")
+        raise InputError(f"{spec.dataset}: {counted(report.read, 'row gives', 'rows give')} {_too_few(spec, report)}")
     return [one.prompt for one in train], [one.prompt for one in heldout], report
 
 
 def _too_few(spec: SourceSpec, report: PromptReport) -> str:
     damaged = f"{report.damaged} with a damaged image, " if report.damaged else ""
-    left_out = f"({report.empty} empty, {report.duplicates} duplicates, {damaged}{report.too_long} longer than {spec.max_tokens} tokens)"
+    left_out = f"({report.empty} empty, {counted(report.duplicates, 'duplicate')}, {damaged}{report.too_long} longer than {counted(spec.max_tokens, 'token')})"
     if isinstance(spec, PromptsSpec):
-        return f"{report.kept_heldout} usable prompts {left_out}, and {spec.heldout} are held out; lower `prompts.heldout`, raise `prompts.max_tokens` or add prompts"
+        return f"{counted(report.kept_heldout, 'usable prompt')} {left_out}, and {counted(spec.heldout, 'is', 'are')} held out; lower `prompts.heldout`, raise `prompts.max_tokens` or add prompts"
     return f"no usable question {left_out}; raise `{spec.key}.max_tokens` or add questions"
 
 
@@ -121,6 +70,7 @@ def _report(spec: SourceSpec, selection: Selection, kept: list[Candidate]) -> Pr
         read=selection.read,
         empty=selection.empty,
         duplicates=selection.duplicates,
+        disagreeing=len(selection.disagreeing),
         too_long=selection.too_long(),
         not_drawn=selection.read - dropped,
         kept_train=len(selection.train.kept),

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from hubdistill.evaluation.heldout import HeldOut, measure
+from hubdistill.evaluation.questions import HELD_OUT, QuestionSet
+from hubdistill.pairs.prompts import Prompt
 from hubdistill.pairs.store import Response
 from hubdistill.specs import EvaluationSpec
 
@@ -107,6 +109,16 @@ def test_values_are_means_over_prompts_and_differences_are_this_minus_the_other(
     assert distilled.low < distilled.value < distilled.high
     assert found["nll", "teacher responses", "teacher"].value == pytest.approx(40.5)
     assert [found["rouge_l", "own responses", who].value for who in ("student", "warm-up", "distilled")] == pytest.approx([0, 0.4, 2 / 3])
+
+
+@pytest.mark.parametrize(("name", "split"), [("set", "questions"), (HELD_OUT, "held-out")])
+def test_questions_say_how_long_answers_could_be_and_where_they_are_from(name, split):
+    held, _ = heldout(("student",))
+    held.questions = [QuestionSet(name, tuple(Prompt(id, ({"role": "user", "content": id},), answers=("one",), group=group) for id, group in zip(PROMPTS, "xyx", strict=True)), 7)]
+    held.answer = lambda model, subject, asked: dict.fromkeys(PROMPTS, "One.")
+    rows = measure(held, [EvaluationSpec(kind="vqa")])
+    assert {row.on for row in rows} == {f"{name}{blind}{of}" for blind in ("", ", no image") for of in ("", " / x", " / y")}
+    assert {(row.metric, row.value, row.split, row.decoding) for row in rows} == {("exact_match", 1.0, split, "greedy, at most 7 tokens")}
 
 
 def test_every_row_says_how_it_was_obtained():

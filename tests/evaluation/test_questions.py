@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hubdistill.evaluation.questions import names_of, not_trained_on
+from hubdistill.evaluation.questions import names_of, not_trained_on, set_of
 from hubdistill.pairs.prompts import Prompt
 
 
@@ -14,6 +14,8 @@ def prompt(text: str, *images: str) -> Prompt:
 def test_a_set_is_named_after_its_file_or_hub_id_and_two_of_one_name_differ():
     names = ["org/OK-VQA", "a/test.jsonl", "shipped:smoke_vlm.jsonl", "b/test.parquet", "org/set.v2", "OK-VQA"]
     assert names_of(names) == ["OK-VQA", "test", "smoke_vlm", "test (4)", "set.v2", "OK-VQA (6)"]
+    assert names_of(["held-out prompts.csv", "a, no image.json", "a.json"]) == ["held-out prompts (1)", "a", "a (3)"]  # names that results have of their own
+    assert {set_of(on) for on in ("set", "set, no image", "set / type", "set, no image / type")} == {"set"}
 
 
 def test_questions_that_are_training_prompts_are_left_out():

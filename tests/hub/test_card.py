@@ -325,7 +325,7 @@ def test_no_verdict_from_fewer_prompts_than_an_interval_can_stand_on():
     def differences(n):
         return results([replace(row, n=n) for row in FACTS.measurements]).differences
 
-    assert all("too few prompts to tell" in line for line in differences(19))
+    assert differences(19) == ("3 differences are not listed, for too few prompts to tell (fewer than 20)",)
     assert [line.rsplit(": ", 1)[1] for line in differences(20)] == ["better", "better", "no clear difference"]
 
 
@@ -336,3 +336,19 @@ def test_question_sets_are_named_with_their_commit_and_license():
     assert f"| questions asked | org/OK-VQA at {'4' * 40} (cc-by-4.0) |" in text
     entry = yaml.safe_load(text.split("---")[1])["model-index"][0]["results"][0]["dataset"]
     assert entry == {"type": "org/OK-VQA", "name": "org/OK-VQA", "split": "questions", "revision": "4" * 40}
+
+
+def test_held_out_prompts_that_were_asked_are_of_the_prompts_data_set():
+    row = Measurement(metric="exact_match", subject="distilled", on="held-out prompts", value=0.5, low=0.4, high=0.6, n=9, unit="share", better="higher", decoding="greedy, at most 8 tokens")
+    rows = [replace(row, on=on) for on in ("held-out prompts", "held-out prompts, no image", "held-out prompts / colour", "held-out prompts, no image / colour")]
+    text = render_card(replace(FACTS, measurements=tuple(rows)))
+    for entry in yaml.safe_load(text.split("---")[1])["model-index"][0]["results"]:
+        assert entry["dataset"] == {"type": "org/prompts", "name": "org/prompts", "split": "held-out", "revision": "3" * 40}
+    assert text.count("held-out prompts: questions with and without their images, decoding greedy, at most 8 tokens, seed 0") == 1
+    assert "questions prompts" not in text
+
+
+def test_what_was_asked_of_a_set_has_a_row_of_its_own():
+    asked = {"OK-VQA": Data(name="org/OK-VQA", asked="9 questions (left out: 1 duplicate)")}
+    text = render_card(replace(FACTS, questions=asked))
+    assert "| asked of OK-VQA | 9 questions (left out: 1 duplicate) |" in text

@@ -186,7 +186,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
         b'{"text": "a", "id": 1}\n',
         "no column 'prompt'; set `prompts.column` to one of: 'text', 'id'",
     ),
-    "later column": ("a.jsonl", b'{"prompt": "a"}\n{"text": "a"}\n', "a.jsonl:row 2: no column 'prompt'; set"),
+    "later column": ("a.jsonl", b'{"prompt": "a"}\n{"text": "a"}\n', "a.jsonl:row 2: has no 'prompt', which rows before it have; add it, or remove the row"),
     "gzip inside": ("a.jsonl", gzip.compress(b'{"prompt": "a"}'), "a.jsonl: is compressed; unpack"),
     "gzip": ("a.jsonl.gz", gzip.compress(b'{"prompt": "a"}'), "a.jsonl.gz: is compressed; unpack"),
     "long line": ("a.jsonl", b'{"x": "' + b"x" * (17 * 2**20) + b'"}', "a.jsonl:row 1: longer than 16 MiB; write one"),

@@ -14,6 +14,7 @@ import yaml
 from hubdistill import recipe_reference
 from hubdistill.recipe import Recipe
 from hubdistill.shipped import list_recipes
+from hubdistill.specs import QuestionsSpec
 from hubdistill.yaml_lines import parse
 from tests.recipes.test_corpus import BASE, Case, cases, with_base
 
@@ -103,6 +104,13 @@ def test_every_key_has_a_row_with_a_meaning() -> None:
         meaning = row.rsplit(" | ", 1)[1].removesuffix(" |")
         assert len(meaning) > 10, row
     assert [line.split("`")[1] for line in text.splitlines() if line.startswith("## `")] == list(Recipe.model_fields)
+
+
+def test_blocks_inside_blocks_have_their_keys_too() -> None:
+    text = (recipe_reference.DOCS / "recipe.md").read_text(encoding="utf-8")
+    section = text.partition("### `evaluate[].questions`, optional\n")[2].partition("\n## ")[0]
+    found = [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert found == list(QuestionsSpec.model_fields)
 
 
 @pytest.mark.parametrize("path", [recipe.path for recipe in list_recipes()], ids=lambda path: path.stem)
