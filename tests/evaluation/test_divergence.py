@@ -41,7 +41,7 @@ def naive(teacher, student, response: Response, vocab: int = VOCAB) -> dict[str,
         "srkl": [(q[n] * (q[n] / (0.9 * p[n] + 0.1 * q[n])).log()).sum() for n in tokens],
         "nll": [-q[n, response.response_ids[n]].log() for n in tokens],
         "agreement": [float(p[n].argmax() == q[n].argmax()) for n in tokens],
-        "acceptance": [float(torch.minimum(p[n].exp(), q[n].exp()).sum()) for n in tokens],
+        "acceptance": [float(torch.minimum(p[n], q[n]).sum()) for n in tokens],
     }
     return {metric: float(sum(values) / len(tokens)) for metric, values in per_token.items()}
 
