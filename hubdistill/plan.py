@@ -241,6 +241,9 @@ def _warnings(plan: Plan, offline: bool) -> list[str]:
         found.append("the vocabularies were not compared: a tokenizer is not in the cache")
     if plan.target.modality.own_view and not plan.recipe.prompts.image_column:
         found.append("prompts.image_column is not given: no prompt has an image, and nothing is learnt about them")
+    proof = plan.target.proof
+    if proof and proof not in {spec.kind for spec in plan.recipe.evaluate}:
+        found.append(f"evaluate does not ask for {proof}: the run will not measure what a {plan.target.name} is for; add `- {{kind: {proof}}}`")
     if not plan.student.license and plan.student.config and not offline:  # a card is not asked for offline
         found.append(f"{plan.student.reference} states no licence: the card will say so")
     return found

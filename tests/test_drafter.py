@@ -50,6 +50,18 @@ def test_acceptance_and_speed_are_measured_before_and_after(finished: Path):
     assert "vllm" not in card.split("## Training")[0].lower()  # its verifier is not on the Hub
 
 
+def test_the_plan_says_what_will_not_be_measured(tmp_path: Path):
+    asked = make_plan(load_recipe(str(SMOKE), []), offline=True)
+    text = SMOKE.read_text()
+    line = next(line for line in text.splitlines() if line.startswith("evaluate:"))
+    recipe = tmp_path / "drafter.yaml"
+    recipe.write_text(text.replace(line, "evaluate: [{kind: divergence}]"))
+    missing = make_plan(load_recipe(str(recipe), []), offline=True)
+    assert set(missing.warnings) - set(asked.warnings) == {
+        "evaluate does not ask for acceptance: the run will not measure what a drafter is for; add `- {kind: acceptance}`"
+    }
+
+
 USER = """
 import json
 code = open("snippet.py").read().replace(', device_map="auto"', "")

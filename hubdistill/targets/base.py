@@ -37,3 +37,4 @@ class Target:
     facts: Callable[..., dict[str, str]]  # (options) -> rows for the card
     quantization: Callable[..., dict[str, Any] | None]  # (options) -> how the student is quantised, as transformers' BitsAndBytesConfig takes it
     before: Callable[..., Outlook] | None = None  # (HeldOut, options) -> what was measured before the first round
+    proof: str = ""  # the evaluation kind without which a run does not show what it gained; the plan asks for it

@@ -82,4 +82,4 @@ def evaluate(heldout: HeldOut, specs: tuple[EvaluationSpec, ...]) -> list[Measur
     return summaries(heldout, DRAFTED) + found
 
 
-TARGET = replace(text.TARGET, name="drafter", options=DrafterOptions, check=check, evaluate=evaluate, before=before)
+TARGET = replace(text.TARGET, name="drafter", options=DrafterOptions, check=check, evaluate=evaluate, before=before, proof="acceptance")
