@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from studies import duel, keep_settings, seeds_of
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "drafter" / "smollm2-135m.yaml"
 ROWS = {"acceptance": 3, "agreement": 3, "kl": 3, "accepted_length": 3, "accepted_1": 3, "accepted_2": 3, "accepted_3": 3, "same_text": 2, "speed_up": 2}
@@ -25,6 +27,7 @@ Values = dict[str, dict[str, dict[str, float]]]  # "metric, on" -> subject -> pr
 
 def main() -> None:
     options = _options()
+    keep_settings(options.output, RECIPE, options.overrides)
     for seed in options.seeds:
         for loss in options.losses:
             if not _cell(options, seed, loss).is_file():
@@ -79,8 +82,8 @@ def table(options: argparse.Namespace) -> list[str]:
     for key in first[options.seeds[0]]["values"]:
         metric, on = key.split(", ", 1)
         if metric in ROWS and on != "own responses":
-            lines.append(f"| {metric} ({on}) | {' | '.join(_seeds((_mean(one, key, who) for one in found.values()), ROWS[metric]) for found, who in columns.values())} |")
-    lines.append(f"| training, minutes | – | – | {' | '.join(_seeds((one['train_minutes'] for one in found.values()), 1) for found in cells.values())} |")
+            lines.append(f"| {metric} ({on}) | {' | '.join(seeds_of((_mean(one, key, who) for one in found.values()), ROWS[metric]) for found, who in columns.values())} |")
+    lines.append(f"| training, minutes | – | – | {' | '.join(seeds_of((one['train_minutes'] for one in found.values()), 1) for found in cells.values())} |")
     notes = [f"- seed {seed}: {one['note']}" for seed, one in first.items()]
     return [*lines, "", *_duels(cells), "", *notes, "", f"Teacher tokens: {', '.join(str(one['teacher_tokens']) for one in first.values())}."]
 
@@ -89,26 +92,14 @@ def _mean(cell: Mapping[str, Any], key: str, subject: str) -> float:
     return mean(cell["values"][key][subject].values())
 
 
-def _seeds(values: Iterable[float], digits: int) -> str:
-    found = list(values)
-    return f"{mean(found):.{digits}f} ({', '.join(f'{value:.{digits}f}' for value in found)})"
-
-
 def _duels(cells: Mapping[str, Mapping[int, Any]]) -> list[str]:
     """The first loss against each other one, all seeds together; prompts are resampled, and a prompt's seeds stay together."""
-    from hubdistill.evaluation.statistics import mean_and_interval
-
     first, *others = cells
     lines = []
     for key in ("acceptance, teacher responses", "agreement, teacher responses", "kl, teacher responses"):
         for other in others:
-            by_prompt: dict[str, list[float]] = {}
-            for seed, cell in cells[first].items():
-                ours, theirs = cell["values"][key]["distilled"], cells[other][seed]["values"][key]["distilled"]
-                for prompt in ours.keys() & theirs.keys():
-                    by_prompt.setdefault(prompt, []).append(ours[prompt] - theirs[prompt])
-            value, low, high = mean_and_interval([mean(by_prompt[prompt]) for prompt in sorted(by_prompt)])
-            lines.append(f"- {key.split(',')[0]} on teacher responses, {first} minus {other}: {value:+.4f} [{low:+.4f}, {high:+.4f}]")
+            found = duel(*([cell["values"][key]["distilled"] for cell in cells[loss].values()] for loss in (first, other)))
+            lines.append(f"- {key.split(',')[0]} on teacher responses, {first} minus {other}: {found}")
     return lines
 
 

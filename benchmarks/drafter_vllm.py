@@ -46,16 +46,17 @@ def main() -> None:
 
 def prepare(run: Path, folder: Path) -> None:
     """The three models and the prompts, for any engine."""
+    from hubdistill.finished import final_adapter, load_run, location
     from hubdistill.models.load import load_tokenizer, read_weights
     from hubdistill.models.merged import build_merged
     from hubdistill.models.sources import find_model
     from hubdistill.pairs.prompts import read_prompts
-    from hubdistill.publication import final_adapter, load_run, location
     from hubdistill.specs import ModelSpec
 
     record, _ = load_run(run)
     verifier = find_model(ModelSpec(model=record["recipe"]["teacher"]["model"], revision=record["recipe"]["teacher"]["revision"]), run)
-    base = find_model(ModelSpec(model=location(run).base), run)
+    found = location(run)
+    base = find_model(ModelSpec(model=found.base, revision=record["student"]["commit"] if found.on_hub else None), run)
     folder.mkdir(parents=True, exist_ok=True)
     for name, facts in (("alone", verifier), ("before", base)):
         read_weights(facts, "auto").save_pretrained(folder / name)

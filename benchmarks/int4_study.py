@@ -21,6 +21,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from studies import duel, keep_settings, seeds_of
+
 RECIPE = Path(__file__).parents[1] / "recipes" / "int4" / "smollm2-135m.yaml"
 KL, TRUTH = "kl, teacher responses", "nll, ground-truth responses"
 ROWS = ((KL, "kl to full precision on its responses, nats/token"), ("kl, own responses", "kl to full precision on own responses, nats/token"),
@@ -33,6 +35,7 @@ def main() -> None:
     if options.cell:
         measure_cell(options, int(options.cell[0]), options.cell[1])
         return
+    keep_settings(options.output, RECIPE, options.overrides)
     for seed in options.seeds:
         for loss in options.losses:
             if not _cell_file(options, seed, loss).is_file():  # a process of its own: its memory is measured
@@ -123,8 +126,8 @@ def table(options: argparse.Namespace) -> list[str]:
     for key, name in ((KL, "share of the kl gap closed"), (TRUTH, "share of the nll gap closed")):
         lines.append(f"| {name}, all seeds | – | – | {' | '.join(_share(bases, found, key, options.seeds) for found in cells.values())} |")
         lines += [f"| seed {seed} | – | – | {' | '.join(_share(bases, found, key, [seed]) for found in cells.values())} |" for seed in options.seeds]
-    lines.append(f"| training, minutes | – | – | {' | '.join(_seeds([one['train_seconds'] / 60 for one in found.values()], 1) for found in cells.values())} |")
-    lines.append(f"| memory at most, GiB | – | – | {' | '.join(_seeds([one['gib'] for one in found.values()], 1) for found in cells.values())} |")
+    lines.append(f"| training, minutes | – | – | {' | '.join(seeds_of([one['train_seconds'] / 60 for one in found.values()], 1) for found in cells.values())} |")
+    lines.append(f"| memory at most, GiB | – | – | {' | '.join(seeds_of([one['gib'] for one in found.values()], 1) for found in cells.values())} |")
     return [*lines, "", *_costs(bases), "", *_duels(cells, options.seeds), "", f"Teacher tokens a round: {', '.join(str(one['teacher_tokens']) for one in bases.values())}."]
 
 
@@ -134,11 +137,7 @@ def _values(found: Mapping[str, Any], key: str, column: str) -> dict[str, float]
 
 
 def _row(name: str, columns: Iterable[list[float]], digits: int) -> str:
-    return f"| {name} | {' | '.join(_seeds(values, digits) for values in columns)} |"
-
-
-def _seeds(values: list[float], digits: int) -> str:
-    return f"{mean(values):.{digits}f} ({', '.join(f'{value:.{digits}f}' for value in values)})" if values else "–"
+    return f"| {name} | {' | '.join(seeds_of(values, digits) for values in columns)} |"
 
 
 def _share(bases: Mapping[int, Any], cells: Mapping[int, Any], key: str, seeds: list[int]) -> str:
@@ -171,20 +170,12 @@ def _costs(bases: Mapping[int, Any]) -> list[str]:
 
 def _duels(cells: Mapping[str, Mapping[int, Any]], seeds: list[int]) -> list[str]:
     """Each loss against the first, all seeds together; negative: the first has the lower kl or nll."""
-    from hubdistill.evaluation.statistics import mean_and_interval
-
     first, *others = cells
     lines = []
     for key, name in ((KL, "kl on its responses"), ("kl, own responses", "kl on own responses"), (TRUTH, "nll of people's responses")):
         for other in others:
-            by_prompt: dict[str, list[float]] = {}
-            for seed in seeds:
-                ours, theirs = _values(cells[first][seed], key, "distilled"), _values(cells[other][seed], key, "distilled")
-                for prompt in ours.keys() & theirs.keys():
-                    by_prompt.setdefault(prompt, []).append(ours[prompt] - theirs[prompt])
-            if by_prompt:
-                value, low, high = mean_and_interval([mean(by_prompt[prompt]) for prompt in sorted(by_prompt)])
-                lines.append(f"- {name}, {first} minus {other}: {value:+.4f} [{low:+.4f}, {high:+.4f}] nats/token")
+            if found := duel(*([_values(cells[loss][seed], key, "distilled") for seed in seeds] for loss in (first, other))):
+                lines.append(f"- {name}, {first} minus {other}: {found} nats/token")
     return lines
 
 

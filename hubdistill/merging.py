@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hubdistill.errors import InputError
-from hubdistill.hub.base_publish import check_base_files, push_base
+from hubdistill.hub.base_publish import published_base, push_base
 from hubdistill.hub.merged_card import MergedFacts, render_merged_card
 from hubdistill.hub.publish import Published
 from hubdistill.hub.run_card import Place, drafts_of, license_of
@@ -26,18 +26,20 @@ class Merged:
 
 
 def merge(record: Mapping[str, Any], base: str, on_hub: bool, template: str | None, adapter: Path, folder: Path, repo: str) -> Merged:
-    """Merge the adapter into its base. Raises InputError for a base in 4 bit, and as `push_base` does for its files."""
+    """Merge the adapter into its base. Raises InputError where that fails, and as `push_base` does for its files and for what
+    is in the repository; nothing is sent."""
     from hubdistill.models.merged import build_merged
     from hubdistill.models.sources import find_model
     from hubdistill.specs import ModelSpec
 
-    if record["quantization"]:
-        raise InputError("--merged-repo (`publish.merged_repo`): a model in 4 bit cannot hold the adapter merged in; publish the adapter alone")
-    spec = ModelSpec(model=base, revision=record["student"]["commit"] if on_hub else None, trust_remote_code=record["recipe"]["student"]["trust_remote_code"])
-    build_merged(find_model(spec, folder.parent), adapter.absolute(), template, folder)
+    spec = ModelSpec(model=base, revision=record["student"]["commit"] if on_hub else None)
+    try:
+        build_merged(find_model(spec, folder.parent), adapter.absolute(), template, folder)
+    except (ValueError, OSError, RuntimeError) as problem:
+        raise InputError(f"the adapter cannot be merged into {base} ({problem}); publish it alone, without --merged-repo (`publish.merged_repo` in the recipe)") from problem
     facts = MergedFacts(repo=repo, adapter=repo, adapter_commit=NOT_YET, base=base, base_commit=None, license=license_of(record["student"]["license"]),
                         pipeline_tag=record["pipeline_tag"], drafts=drafts_of(record))  # fmt: skip
-    check_base_files(folder, repo, render_merged_card(replace(facts, base=repo)))
+    published_base(folder, repo, render_merged_card(replace(facts, base=repo)))
     return Merged(folder, facts)
 
 

@@ -6,19 +6,17 @@ Everything is read back from run.json and measurements.json, so that `card` and 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hubdistill.errors import HubdistillError, InputError, MissingError
-from hubdistill.evaluation.statistics import Measurement
+from hubdistill.destination import check_repositories, destination
 from hubdistill.files import write_atomically, write_json
+from hubdistill.finished import final_adapter, load_run, location, undamaged
 from hubdistill.hub import card as cards
 from hubdistill.hub.access import check_access
 from hubdistill.hub.base_publish import (
@@ -31,19 +29,18 @@ from hubdistill.hub.base_publish import (
 )
 from hubdistill.hub.failures import hub_token
 from hubdistill.hub.local_names import override_without_paths, without_paths
-from hubdistill.hub.names import CARD, CONFIG, MEASUREMENTS, RECIPE, RUN, TEMPLATE, WEIGHTS, require_repo
+from hubdistill.hub.names import CARD, CONFIG, MEASUREMENTS, RECIPE, RUN, TEMPLATE, WEIGHTS
 from hubdistill.hub.publish import Published, check_arguments, check_push, preview, push
 from hubdistill.hub.reproduce import files_of_this_machine, pinned_recipe, public_names
 from hubdistill.hub.run_card import Place, card_facts, license_of
 from hubdistill.hub.staging import stage
 from hubdistill.merging import Merged, merge, push_merged
+from hubdistill.models.hardware import hardware
 from hubdistill.models.sources import read_json
 from hubdistill.plan import Plan
 from hubdistill.specs import PublishSpec
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "huggingface_hub")
-RECORDED = {"name", "prompts", "questions", "quantization", "teacher", "student", "student_source", "student_source_commit", "rounds", "recipe", "stages", "seconds", "loss", "beta",
-            "warnings", "hardware", "versions", "hubdistill", "target_facts", "pipeline_tag", "files_of_this_machine"}  # fmt: skip  # what a card is made of
 REPRODUCE = "reproduce.yaml"  # the resolved recipe that goes into the repository
 
 
@@ -79,79 +76,13 @@ def _quantization(plan: Plan) -> dict[str, Any] | None:
     return how_loaded(plan.student, plan.recipe.student.dtype, pick_device(plan.recipe.train.device), plan.quantization)
 
 
-def hardware(device: str) -> str:
-    """What the run ran on, in words."""
-    import torch
-
-    from hubdistill.models.load import pick_device
-
-    chosen = pick_device(device)
-    if chosen.type == "cuda":
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(chosen)}"
-    model = next((line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
-    return f"{torch.get_num_threads()} threads of {model}" if chosen.type == "cpu" else str(chosen)
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-
-
-def load_run(path: Path) -> tuple[dict[str, Any], tuple[Measurement, ...]]:
-    """run.json and measurements.json of a finished run. Raises MissingError when it has not been evaluated yet, InputError for damaged files."""
-    for name in ("run.json", "measurements.json", "location.json"):
-        if not (path / name).is_file():
-            raise MissingError(f"{path} holds no finished run ({name} is missing); finish it: hubdistill run RECIPE --output {path}")
-    with _undamaged(path / "measurements.json"):
-        rows = json.loads((path / "measurements.json").read_text(encoding="utf-8"))
-        measurements = tuple(Measurement.from_dict(row) for row in rows)
-    with _undamaged(path / "run.json"):
-        record = read_json(path / "run.json")
-        if missing := sorted(RECORDED - record.keys()):
-            raise KeyError(missing[0])
-    return record, measurements
-
-
-@contextmanager
-def _undamaged(file: Path) -> Iterator[None]:
-    """What a file that is not what hubdistill wrote makes of the code that reads it, as an InputError."""
-    try:
-        yield
-    except HubdistillError:
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError) as problem:
-        what = f"{problem} is missing" if isinstance(problem, KeyError) else problem
-        raise InputError(f"{file} is damaged ({what}); write it again: hubdistill run RECIPE --output {file.parent}, finished stages are kept") from problem
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where the adapter's base is: a Hub id or a folder; and the chat template that the adapter needs beside it."""
-
-    base: str
-    on_hub: bool
-    template: str | None
-
-
-def location(path: Path) -> Location:
-    """The place of a run's base, from location.json."""
-    with _undamaged(path / "location.json"):
-        found = read_json(path / "location.json")
-        return Location(found["base"], found["kind"] == "hub", found["chat_template"])
-
-
-def final_adapter(path: Path, record: Mapping[str, Any]) -> Path:
-    """Folder of the adapter after the last round."""
-    return path / f"round_{record['rounds']}" / "adapter"
-
-
 def build(path: Path, place: Place, folder: Path) -> Path:
     """Render the card and stage the repository in `folder`; README.md also lands in the run directory."""
     record, measurements = load_run(path)
     template = location(path).template
     adapter = final_adapter(path, record)
     config = read_json(adapter / CONFIG)
-    with _undamaged(path / "run.json"):
+    with undamaged(path / "run.json"):
         text = cards.render_card(card_facts(record, measurements, place, config, template is not None))
     files = {CONFIG: adapter / CONFIG, WEIGHTS: adapter / WEIGHTS, RECIPE: path / REPRODUCE, RUN: path / "run.json", MEASUREMENTS: path / "measurements.json"}
     if template is not None:
@@ -170,33 +101,6 @@ def build_local(path: Path) -> Path:
     return build(path, place, path / "hub")
 
 
-def check_repositories(repo: str, base_repo: str | None, merged_repo: str | None = None) -> None:
-    """Raise InputError for names that cannot be repositories, and for one repository that would hold two of them."""
-    for name in filter(None, (repo, base_repo, merged_repo)):
-        require_repo(name)
-    if merged_repo and merged_repo.casefold() in (repo.casefold(), (base_repo or "").casefold()):
-        raise InputError(f"{merged_repo} cannot hold the merged model beside the adapter or its base; name another repository with --merged-repo (`publish.merged_repo` in the recipe)")
-    if base_repo and repo.casefold() == base_repo.casefold():  # to the Hub both are one name
-        raise InputError(f"{repo} cannot hold both the adapter and its base; name another repository with --base-repo (`publish.base_repo` in the recipe)")
-
-
-def _destination(path: Path, repo: str, base_repo: str | None, revision: str | None, merged_repo: str | None = None) -> tuple[Place, Path | None]:
-    """Where the adapter goes, and the folder of its base if that is pushed too; InputError where that is impossible."""
-    check_repositories(repo, base_repo, merged_repo)
-    record = load_run(path)[0]
-    found = location(path)
-    base, on_hub = found.base, found.on_hub
-    if any("/" in name.removeprefix("./") or "~" in name for name in record["files_of_this_machine"]):
-        raise InputError(f"{path} is of an earlier version and names paths of this machine; write it again: hubdistill run RECIPE --output {path}, finished stages are kept")
-    if not on_hub and base_repo is None:
-        raise InputError(f"the adapter's base is {record['student']['reference']}, which is not on the Hub; add --base-repo ORG/NAME to push it too")
-    if on_hub and base.casefold() == repo.casefold():
-        raise InputError(f"{repo} is the adapter's base, and the adapter would replace its card; name another repository with --repo (`publish.repo` in the recipe)")
-    if on_hub:
-        return Place(repo=repo, base=base, base_commit=record["student"]["commit"], revision=revision, merged=merged_repo), None
-    return Place(repo=repo, base=str(base_repo), base_commit=None, revision=revision, merged=merged_repo), Path(base)
-
-
 def _shown_revision(revision: str | None, tag: str | None) -> str | None:
     """What the card pins: the tag, else a branch beside main; a pull request is merged into main."""
     return tag or (None if revision is None or revision == "main" or revision.startswith("refs/pr/") else revision)
@@ -210,8 +114,8 @@ def publish(path: Path, repo: str, *, base_repo: str | None, private: bool, tag:
     Whatever can be refused is refused before the base is pushed.
     """
     check_arguments(repo, revision, create_pr, tag)
-    place, own_base = _destination(path, repo, base_repo, _shown_revision(revision, tag), merged_repo)
-    merged = _merged(path, place, create_pr=create_pr, revision=revision, private=private)
+    place, own_base = destination(path, repo, base_repo, _shown_revision(revision, tag), merged_repo, on_main=not create_pr and revision in (None, "main"))
+    merged = _merged(path, place, private=private)
     resume = _push_command(path, repo, base_repo, merged_repo, private=private, create_pr=create_pr, tag=tag, revision=revision, overwrite_card=overwrite_card)
     options: dict[str, Any] = {"private": private, "create_pr": create_pr, "tag": tag, "revision": revision,
                                "overwrite_card": overwrite_card, "resume_command": resume}  # fmt: skip
@@ -221,33 +125,32 @@ def publish(path: Path, repo: str, *, base_repo: str | None, private: bool, tag:
         card = _base_card(place.base, load_run(path)[0])
         check_base_files(own_base, place.base, card)
         check_access(place.base, private=private)
+        there = published_base(own_base, place.base, card)
         if tag:  # the same base at the same commit is what an unchanged push under this tag would name
-            build(path, replace(place, base_commit=published_base(own_base, place.base, card)), folder)
+            build(path, replace(place, base_commit=there), folder)
         check_push(folder, repo, **options)
         base = push_base(own_base, place.base, private=private, card=card, resume_command=resume)
         place = replace(place, base_commit=base.commit)
         build(path, place, folder)
     done = push(folder, repo, **options)
-    if base and (base.visibility, done.visibility) == ("private", "public"):  # repositories that are there keep their visibility
-        done = replace(done, warnings=(*done.warnings, f"{repo} is public and its base {place.base} is private, so others cannot load it; make the base public in its settings"))
     shutil.rmtree(folder)
-    beside = [base] if base else []
-    beside += [push_merged(merged, place, done.commit, private=private, resume_command=resume)] if merged else []
+    whole = push_merged(merged, place, done.commit, private=private, resume_command=resume) if merged else None
+    beside = [one for one in (base, whole) if one]
+    hidden = [one.repo for one in beside if (one.visibility, done.visibility) == ("private", "public")]  # repositories that are there keep their visibility
+    done = replace(done, warnings=(*done.warnings, *(warning for one in beside for warning in one.warnings if warning not in done.warnings),
+                                   *(f"{repo} is public and {one}, which its card names, is private, so others cannot load it; make it public in its settings" for one in hidden)))  # fmt: skip
     done = replace(done, beside=tuple(one.url for one in beside))
     write_json(path / "published.json", {"repo": repo, "commit": done.commit, "url": done.url, "visibility": done.visibility, "base": place.base, "base_commit": place.base_commit, "pr": done.pr, "tag": done.tag, "merged": merged_repo})
     return done
 
 
-def _merged(path: Path, place: Place, *, create_pr: bool, revision: str | None, private: bool) -> Merged | None:
+def _merged(path: Path, place: Place, *, private: bool) -> Merged | None:
     """The merged model in a folder of the run, checked; None where nobody asked for it."""
     if not place.merged:
         return None
-    if create_pr or revision:
-        raise InputError("--merged-repo goes with a push to main alone; leave out --pr and --revision, or push the merged model later")
-    record, _ = load_run(path)
-    merged = merge(record, location(path).base, location(path).on_hub, location(path).template, final_adapter(path, record), path / "merged", place.merged)
+    record, found = load_run(path)[0], location(path)
     check_access(place.merged, private=private)
-    return merged
+    return merge(record, found.base, found.on_hub, found.template, final_adapter(path, record), path / "merged", place.merged)
 
 
 def _push_command(path: Path, repo: str, base_repo: str | None, merged_repo: str | None, *, private: bool, create_pr: bool, tag: str | None, revision: str | None, overwrite_card: bool) -> str:
@@ -279,7 +182,7 @@ def preview_text(path: Path, repo: str, *, base_repo: str | None, private: bool,
                  merged_repo: str | None = None) -> str:  # fmt: skip
     """What a push would send, and the card it would send; needs no network. The base's commit is not known yet."""
     check_arguments(repo, revision, create_pr, tag)
-    place, own_base = _destination(path, repo, base_repo, _shown_revision(revision, tag), merged_repo)
+    place, own_base = destination(path, repo, base_repo, _shown_revision(revision, tag), merged_repo, on_main=not create_pr and revision in (None, "main"))
     folder = build(path, place, path / "staged")
     found = preview(folder, repo, private=private, tag=tag, revision=revision, create_pr=create_pr)
     lines = [f"{found.repo} on {found.endpoint}, revision {found.revision}, {found.visibility} if it is new"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,6 +247,8 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
             yield ("evaluate", index), f"'{one.kind}' is listed twice; keep one"
         if one.kind == "vqa" and not _reads_images(recipe.target.kind):
             yield ("evaluate", index), f"'vqa' asks about images, and the target '{recipe.target.kind}' reads none; remove it, or write target: {{kind: vlm}}"
+        if recipe.target.kind != "drafter" and (unused := [key for key in ("draft_tokens", "timed") if getattr(one, key) != type(one).model_fields[key].default]):
+            yield ("evaluate", index, unused[0]), "has no effect: only the target 'drafter' decodes with drafts; remove it"
         if one.questions and not one.questions.image_column:
             yield ("evaluate", index, "questions"), "name no images, and 'vqa' measures what an image is worth; name their column in image_column"
         if one.kind == "vqa" and one.questions is None and not recipe.prompts.image_column:
@@ -261,18 +263,13 @@ def _publish(recipe: Recipe) -> Iterator[Problem]:
     publish, student = recipe.publish, recipe.student
     if publish is None:
         return
-    for key in ("repo", "base_repo", "merged_repo"):
-        if (
-            "--" in (repo := getattr(publish, key) or "")
-            or ".." in repo
-            or repo.endswith((".", "-", ".git"))
-            or "./" in repo
-            or "-/" in repo
-        ):
-            yield (
-                ("publish", key),
-                f"'{repo}' is refused by the Hub; no '--' or '..', and no '-', '.' or '.git' at the end of a name",
-            )
+    names = {key: repo for key in ("repo", "base_repo", "merged_repo") if (repo := getattr(publish, key))}
+    for key, repo in names.items():
+        if re.search(r"--|\.\.|\./|-/|[.-]$|\.git$", repo):
+            yield ("publish", key), f"'{repo}' is refused by the Hub; no '--' or '..', and no '-', '.' or '.git' at the end of a name"
+        for role, model in (("student", student.model), ("teacher", recipe.teacher.model)):
+            if repo.casefold() == model.casefold():  # to the Hub both are one name
+                yield ("publish", key), f"is the {role}'s own repository, and a push would write over it; name another one"
     if publish.tag and (".." in publish.tag or publish.tag.endswith((".", ".lock"))):
         yield ("publish", "tag"), f"'{publish.tag}' is not a git tag; use a form such as v1.0"
     unpublished = student.layers is not None or is_local(student.model) or student.model.startswith(("pypi:", "toy:"))
@@ -283,9 +280,19 @@ def _publish(recipe: Recipe) -> Iterator[Problem]:
         )
     if not unpublished and publish.base_repo is not None:
         yield ("publish", "base_repo"), "has no effect, the student's base is on the Hub already; remove it"
-    if publish.base_repo is not None and publish.base_repo == publish.repo:
+    own = {key: repo.casefold() for key, repo in names.items()}
+    if own.get("base_repo") == own["repo"]:
         yield ("publish", "base_repo"), "is the adapter's own repo; name another one"
-    if publish.merged_repo is not None and publish.merged_repo in (publish.repo, publish.base_repo):
-        yield ("publish", "merged_repo"), "is the repo of the adapter or of its base; name another one"
-    if publish.merged_repo is not None and recipe.target.kind == "int4":
-        yield ("publish", "merged_repo"), "a model in 4 bit cannot hold the adapter merged in; remove it"
+    yield from _publish_merged(recipe, own)
+
+
+def _publish_merged(recipe: Recipe, own: Mapping[str, str]) -> Iterator[Problem]:
+    merged, key = own.get("merged_repo"), ("publish", "merged_repo")
+    if merged is None:
+        return
+    if merged in (own["repo"], own.get("base_repo")):
+        yield key, "is the repo of the adapter or of its base; name another one"
+    if recipe.target.kind == "int4":
+        yield key, "a model in 4 bit cannot hold the adapter merged in; remove it"
+    if recipe.student.trust_remote_code:
+        yield key, "the student's code is in its own repository, and a merged copy would lack it; remove it"

@@ -18,6 +18,7 @@ from hubdistill.examination import Examination, row_finder
 from hubdistill.files import digest_of, write_atomically, write_json
 from hubdistill.losses.schedules import AlphaCurriculum
 from hubdistill.modalities.base import Row
+from hubdistill.models.hardware import hardware
 from hubdistill.models.sources import read_json
 from hubdistill.pairs.join import Pairs
 from hubdistill.pairs.prompts import Prompt, read_prompts
@@ -93,7 +94,7 @@ class Run:
             return {"note": found.note} if found.note else {}
 
         inputs = [self._model("teacher"), self._model("student"), plan.recipe.target.model_dump(mode="json"), plan.recipe.sampling.model_dump(exclude=NOT_THE_TEXT),
-                  plan.recipe.train.seed, self.directory.digests["prompts"]]  # fmt: skip
+                  plan.recipe.train.seed, self.directory.digests["prompts"], str(self.shop.device), str(self.shop.teacher_device), hardware(plan.recipe.train.device)]  # fmt: skip
         self.directory.stage("before-training", inputs, ["evaluation/teacher.parquet"], work)
         if note := self.results()["before-training"].get("note"):
             self.reporter.note(note)

@@ -125,7 +125,10 @@ def planned(folder: Path, *overrides: str):
     (["target.cant_pay=ignore"], "target.cant_pay: unknown key; did you mean 'cannot_pay'?"),
     (["evaluate=[{kind: divergence, draft_tokens: 3}]"], "draft_tokens and timed belong to kind: acceptance; remove them from kind: divergence"),
     (["evaluate=[{kind: acceptance, draft_tokens: 9}]"], "evaluate[0].draft_tokens"),
-    (["publish={repo: me/a, base_repo: me/b, merged_repo: me/a}"], "publish.merged_repo: is the repo of the adapter or of its base"),
+    (["publish={repo: me/a, base_repo: me/b, merged_repo: ME/a}"], "publish.merged_repo: is the repo of the adapter or of its base"),
+    (["publish={repo: me/a, base_repo: me/b, merged_repo: me/BIG}", "teacher.model=me/big"], "publish.merged_repo: is the teacher's own repository, and a push would write over it; name another one"),
+    (["publish={repo: me/a, merged_repo: me/b}", f"student={{model: me/small, trust_remote_code: true, revision: {'a' * 40}}}"], "publish.merged_repo: the student's code is in its own repository"),
+    (["target={kind: text}"], "evaluate[1].draft_tokens: has no effect: only the target 'drafter' decodes with drafts; remove it"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused_in_the_plan(tmp_path: Path, overrides: list[str], said: str):
     with pytest.raises(RecipeError) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,7 @@ def test_what_each_model_costs_to_use_stands_in_the_card_and_not_among_results_o
 
 USER = """
 import json
+import sys
 code = open("snippet.py").read().replace(', device_map="auto"', "")
 exec(code)
 ids = tok.apply_chat_template([{"role": "user", "content": "hello"}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -176,8 +178,15 @@ def test_without_bitsandbytes_and_of_quantised_models_the_plan_says_so(tmp_path:
     quantised = replace(facts, config=facts.config | {"quantization_config": {"quant_method": "gptq"}})
     assert len(found := int4.check(quantised, quantised, Int4Options())) == 2
     assert "toy:llama is quantised already (gptq)" in found[0]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install bitsandbytes" in int4.check(facts, facts, Int4Options())[0]
+    monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
+    monkeypatch.syspath_prepend(tmp_path / "broken")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "bitsandbytes.py").write_text("raise RuntimeError('CUDA Setup failed\\nand more')")
+    said = "target.kind: int4 needs bitsandbytes, which is installed and does not load (CUDA Setup failed); `python -m bitsandbytes` says more"
+    assert int4.check(facts, facts, Int4Options()) == [said]
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if there was none
+    (tmp_path / "broken" / "bitsandbytes.py").unlink()
+    assert "pip install" in int4.check(facts, facts, Int4Options())[0]
 
 
 @pytest.mark.parametrize("said", ["nf4\\n", "{load_in_4bit: true}", "{load_in_4bit: 1, bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true, bnb_4bit_compute_dtype: float32}",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "int4_study.py"
+sys.path.insert(0, str(FILE.parent))  # where a script finds its neighbours
 SPEC = importlib.util.spec_from_file_location("int4_study", FILE)
 study: Any = importlib.util.module_from_spec(SPEC)  # type: ignore[arg-type]
 SPEC.loader.exec_module(study)  # type: ignore[union-attr]
@@ -51,3 +53,15 @@ def test_what_the_data_set_has_no_responses_for_is_left_empty(options):
     lines = study.table(options)
     assert "| share of the nll gap closed, all seeds | – | – | – | – |" in lines
     assert not [line for line in lines if line.startswith("- nll")]
+
+
+def test_cells_of_other_settings_are_not_mixed_in(tmp_path: Path):
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text("a: 1")
+    for overrides in (["x=1", "y=2"], ["y=2", "x=1"]):
+        study.keep_settings(tmp_path / "cells", recipe, overrides)
+    with pytest.raises(SystemExit, match=r"holds cells of other settings \(.*settings.json\); give another --output"):
+        study.keep_settings(tmp_path / "cells", recipe, ["x=2", "y=2"])
+    recipe.write_text("a: 2")
+    with pytest.raises(SystemExit):
+        study.keep_settings(tmp_path / "cells", recipe, ["x=1", "y=2"])

@@ -13,6 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 LONGEST = 8  # tokens drafted before a verification, at most
@@ -85,6 +86,7 @@ class _Step:
         self.tokens = ids[:, len(prompt) :]
         with torch.inference_mode():
             self.cache: Any = model(ids[:, : len(prompt)], use_cache=True, logits_to_keep=1).past_key_values
+        self.cache.activate_past_recording()  # else a layer with a sliding window forgets what `crop` has to bring back
         self.seconds()  # the first pass sets things up
 
     def seconds(self) -> float:
@@ -93,18 +95,18 @@ class _Step:
         with torch.inference_mode():
             start = time.perf_counter()
             self.model(input_ids=self.tokens, past_key_values=self.cache, use_cache=True)
-            finished()
+            finished(self.model.device)
             seconds = time.perf_counter() - start
         self.cache.crop(-self.new)
         return seconds
 
 
-def finished() -> None:
-    """Wait for the accelerator, so that a clock says what the work took."""
+def finished(device: torch.device) -> None:
+    """Wait for an accelerator, so that a clock says what the work took."""
     import torch
 
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def outlook(costs: Costs, acceptance: float, prompts: int) -> str:

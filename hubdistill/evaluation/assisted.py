@@ -70,10 +70,10 @@ class Decoder:
             assistant = {"assistant_model": drafter}
         seen = _Steps()
         with neutral_generation(self.verifier, config) as verifier, torch.inference_mode():
-            finished()
+            finished(self.verifier.device)
             start = time.perf_counter()
             output = verifier.generate(ids, attention_mask=torch.ones_like(ids), streamer=seen, **assistant)
-            finished()
+            finished(self.verifier.device)
             seconds = time.perf_counter() - start
         return Decoded(tuple(output[0, len(prompt) :].tolist()), tuple(seen.sizes[1:]), seconds)
 
@@ -131,13 +131,13 @@ def _compare(decoder: Decoder, row: Any, drafter: PreTrainedModel, drafted: int,
 
 
 def found_of(alone: Decoded, assisted: Decoded, drafted: int) -> dict[str, float]:
-    """speed_up: seconds alone / with the drafter. accepted_length: tokens a pass of the verifier. accepted_I: share of the
-    drafts whose first I tokens were all accepted, as vLLM counts acceptance by position; a last draft that the length limit
-    cut short is left out."""
+    """speed_up: seconds a token alone / with the drafter (where logits tie, texts may be of unequal length). accepted_length:
+    tokens a pass of the verifier. accepted_I: share of the drafts whose first I tokens were all accepted, which is vLLM's
+    acceptance by position, of one prompt; a last draft that the length limit cut short is left out."""
     room, drafts = sum(assisted.steps), list[int]()
     for step in assisted.steps:
         if room > drafted:
             drafts.append(step - 1)
         room -= step
-    found = {"speed_up": alone.seconds / assisted.seconds, "accepted_length": len(assisted.ids) / len(assisted.steps)}
+    found = {"speed_up": alone.seconds / len(alone.ids) / (assisted.seconds / len(assisted.ids)), "accepted_length": len(assisted.ids) / len(assisted.steps)}
     return found | {f"accepted_{i}": sum(accepted >= i for accepted in drafts) / len(drafts) for i in range(1, drafted + 1) if drafts}

@@ -11,7 +11,7 @@ from hubdistill.evaluation.acceptance import LONGEST
 from hubdistill.evaluation.divergence import Scorer
 from hubdistill.evaluation.overlap import rouge_l
 from hubdistill.evaluation.questions import OF_TYPE, RIGHT_ANSWERS, Answer, QuestionSet, score, set_of
-from hubdistill.evaluation.statistics import Measurement, paired_difference, summarise
+from hubdistill.evaluation.statistics import Measurement, around_geometric_mean, paired_difference, summarise
 from hubdistill.specs import EvaluationSpec
 
 if TYPE_CHECKING:
@@ -144,6 +144,8 @@ def _rows(heldout: HeldOut, metric: str, on: str, by_subject: dict[str, dict[str
         described["decoding"] = f"greedy, at most {heldout.longest} tokens"
     if on == ON_TRUTH:
         described["decoding"] = ""
+    if metric == "speed_up":
+        by_subject = {name: around_geometric_mean(values) for name, values in by_subject.items()}
     rows: list[Measurement] = []
     earlier: list[str] = []
     for name, values in by_subject.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -100,3 +101,14 @@ def summarise(values: Mapping[str, float], *, seed: int = 0, **described: Any) -
     """A measurement from per-prompt values (prompt id -> value); `described` fills its other fields."""
     value, low, high = mean_and_interval([values[key] for key in sorted(values)], seed)
     return Measurement(**described, value=value, low=low, high=high, n=len(values), seed=seed)
+
+
+def around_geometric_mean(values: Mapping[str, float]) -> dict[str, float]:
+    """Values whose arithmetic mean is the geometric mean of positive `values`, for ratios of times.
+
+    The arithmetic mean of ratios of two noisy times is above one where the times are equal (by 9 % at 30 % of noise); the
+    geometric one is not. To first order (delta method), so that intervals and paired differences are computed as ever.
+    """
+    logs = {key: math.log(value) for key, value in values.items()}
+    middle = sum(logs.values()) / len(logs)
+    return {key: math.exp(middle) * (1 + log - middle) for key, log in logs.items()}

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from hubdistill.errors import HubError, InputError
 from hubdistill.hub.failures import retrying
-from hubdistill.hub.names import CARD, FILES
+from hubdistill.hub.names import CARD, CONFIG, FILES
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
+# What `from_pretrained` prefers to the model itself: an adapter (its base is loaded then), and weights in one file to weights in several.
+SHADOWS = (CONFIG, "model.safetensors")
 _OTHER_TAG = "Choose another tag (`--tag`, or `publish.tag` in the recipe), or delete the tag on the Hub first."
 
 
@@ -71,6 +73,16 @@ def _digest(content: Path | bytes, digest: hashlib._Hash) -> str:
 def stale_files(at_head: Iterable[RepoSibling], contents: Mapping[str, Path | bytes]) -> list[str]:
     """Files of an adapter that an earlier push left and this one lacks, such as a chat template; never a card."""
     return sorted(name for name in {file.rfilename for file in at_head} & {*FILES} - {CARD} if name not in contents)
+
+
+def refuse_shadowing(repo: str, at_head: Iterable[RepoSibling], contents: Mapping[str, Path | bytes]) -> None:
+    """Before a model is sent: files of its repository that would be loaded in its place.
+
+    Nothing that is there is deleted, for it may be somebody's only copy.
+    """
+    found = [name for name in SHADOWS if name in {file.rfilename for file in at_head} - contents.keys()]
+    if found:
+        raise InputError(f"{repo} holds {found[0]}, which would be loaded instead of the model that is pushed; delete it there, or name another repository")
 
 
 def refuse_moving_tag(api: HfApi, repo: str, tag: str, head: str, changed: Iterable[str]) -> None:

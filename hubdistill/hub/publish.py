@@ -23,6 +23,7 @@ from hubdistill.hub.changes import (
     find_head,
     head_of,
     refuse_moving_tag,
+    refuse_shadowing,
     set_tag,
     stale_files,
 )
@@ -223,6 +224,8 @@ def _prepare(api: HfApi, where: _Where, contents: Mapping[str, Path | bytes], ca
     refuse_secrets({CARD: card}, token=hub_token())
     contents = {**contents, CARD: card.encode()}
     stale = stale_files(listing, contents) if where.adapter else []
+    if not where.adapter:
+        refuse_shadowing(where.repo, listing, contents)
     if where.tag:
         refuse_moving_tag(api, where.repo, where.tag, str(head.sha), [*changed_files(listing, contents), *stale])
     return _Ready(contents=contents, stale=stale, warnings=tuple(warnings))

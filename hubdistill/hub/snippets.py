@@ -1,4 +1,6 @@
-"""Code that shows how to use one adapter, with every revision pinned; the card and `hubdistill pull` print it."""
+"""Code that shows how to use one adapter, with every revision pinned that is known; the card and `hubdistill pull` print it.
+
+A card cannot know the commit that brings it, so the merged model in its own card is what main holds."""
 
 from __future__ import annotations
 

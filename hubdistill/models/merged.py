@@ -10,6 +10,7 @@ from typing import Any
 from hubdistill.files import publish_folder
 from hubdistill.models.load import load_processor, load_tokenizer, read_weights
 from hubdistill.models.lora import load_adapter
+from hubdistill.models.saving import save_model
 from hubdistill.models.sources import ModelFacts
 
 
@@ -21,8 +22,7 @@ def build_merged(base: ModelFacts, adapter: Path, template: str | None, folder: 
     try:
         adapted: Any = load_adapter(read_weights(base, "auto"), adapter, trainable=False)
         model = adapted.merge_and_unload(safe_merge=True)  # raises on NaN instead of merging it
-        model.config._name_or_path = ""
-        model.save_pretrained(work)
+        save_model(model, work)
         reader: Any = (load_processor if base.has_vision else load_tokenizer)(base)
         if template is not None:
             reader.chat_template = template

@@ -72,6 +72,7 @@ def _prune(source: ModelFacts, kept: tuple[int, ...], target: Path) -> None:
     import torch
 
     from hubdistill.models.load import load_processor, load_tokenizer, read_weights
+    from hubdistill.models.saving import save_model
 
     model: Any = read_weights(source, "auto")
     decoder = model.get_decoder()
@@ -79,8 +80,7 @@ def _prune(source: ModelFacts, kept: tuple[int, ...], target: Path) -> None:
         raise InputError(f"student.layers: {type(model).__name__} keeps its layers where hubdistill cannot find them; remove student.layers")
     decoder.layers = torch.nn.ModuleList(decoder.layers[i] for i in kept)
     shorten_config(model.config.get_text_config(), kept)
-    model.config._name_or_path = ""
-    model.save_pretrained(target)
+    save_model(model, target)
     (load_processor if source.has_vision else load_tokenizer)(source).save_pretrained(target)
     origin = {"made_from": source.reference, "commit": source.commit, "kept_layers": list(kept)}
     (target / ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")

@@ -74,3 +74,16 @@ def head_is_quantised(facts: ModelFacts, found: Stored) -> bool:
         return False
     head = model.get_output_embeddings()
     return any(module is head and should_convert_module(name, list(skipped)) for name, module in model.named_modules())
+
+
+def library_problem() -> str | None:
+    """Why bitsandbytes cannot be used here, and what to do; None where it can. It looks for its kernels as it is imported."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ModuleNotFoundError as problem:
+        if problem.name != "bitsandbytes":
+            return f"does not load ({problem}); `pip install {problem.name}`"
+        return "is not installed; `pip install bitsandbytes`"
+    except (ImportError, RuntimeError, OSError, AttributeError) as problem:
+        return f"is installed and does not load ({str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__}); `python -m bitsandbytes` says more"
+    return None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from hubdistill.models.quantized_config import INSTEAD, Stored, head_is_quantised, stored
+from hubdistill.models.quantized_config import INSTEAD, Stored, head_is_quantised, library_problem, stored
 from hubdistill.specs import EvaluationSpec, ModelSpec, Spec
 from hubdistill.targets import text
 from hubdistill.targets.base import Outlook
@@ -57,8 +56,8 @@ def check(teacher: ModelFacts, student: ModelFacts, options: Int4Options) -> lis
         problems += _check_stored(teacher, student, found, options)
     elif teacher.config and student.config and (teacher.location, teacher.commit) != (student.location, student.commit):
         problems.append("student.model: the int4 target recovers a model from its own quantisation, so teacher and student must be the same model (and no student.layers); write the same model for both, name a copy of the teacher that is stored in 4 bit, or use `target: {kind: text}`")
-    if not importlib.util.find_spec("bitsandbytes"):
-        problems.append("target.kind: int4 needs bitsandbytes, which is not installed; `pip install bitsandbytes`")
+    if problem := library_problem():
+        problems.append(f"target.kind: int4 needs bitsandbytes, which {problem}")
     return problems
 
 

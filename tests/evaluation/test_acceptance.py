@@ -132,10 +132,22 @@ def test_what_is_counted_from_the_passes():
     assert found == {"speed_up": 2.0, "accepted_length": 2.5, "accepted_1": pytest.approx(2 / 3), "accepted_2": pytest.approx(2 / 3), "accepted_3": pytest.approx(1 / 3)}
 
 
+def test_the_speed_up_is_of_a_token_where_texts_are_of_unequal_length():
+    assert found_of(Decoded((1,) * 10, (1,) * 10, 1.0), Decoded((1,) * 40, (4,) * 10, 4.0), 3)["speed_up"] == 1.0
+
+
 def test_every_subject_is_merged_and_drafts_for_the_same_prompts(models, monkeypatch):
     from contextlib import nullcontext
 
     verifier, near, far = models[:3]
+    near = adapted(near)
+    decode = Decoder.decode
+
+    def watched(self, prompt, drafter=None, drafted=0):
+        assert drafter is None or not any("lora" in name for name, _ in drafter.named_parameters())
+        return decode(self, prompt, drafter, drafted)
+
+    monkeypatch.setattr(Decoder, "decode", watched)
     rows = [SimpleNamespace(prompt_id=f"p{i}", prompt_ids=prompt) for i, prompt in enumerate(PROMPTS)]
     kept = {}
     heldout = SimpleNamespace(
@@ -147,6 +159,31 @@ def test_every_subject_is_merged_and_drafts_for_the_same_prompts(models, monkeyp
     assert all(list(values) == ["p0", "p1"] for values in kept.values())
     assert {metric for _, metric in kept} == {"speed_up", "accepted_length", "accepted_1", "accepted_2", "accepted_3", "same_text"}
     assert sum(kept["near", "accepted_length"].values()) > sum(kept["far", "accepted_length"].values())
+
+
+def adapted(model):
+    """The same model, but for a LoRA adapter that changes it a little."""
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+
+    found = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    with torch.no_grad():
+        for name, weight in found.named_parameters():
+            if "lora" in name:
+                weight.mul_(1e-3)
+    return found
+
+
+def test_a_sliding_window_does_not_stop_the_timing():
+    """The cache of such a layer keeps its window alone unless told, and a timed pass has to be taken back."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    def model(layers):
+        return MistralForCausalLM(MistralConfig(vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=2, sliding_window=4)).eval()
+
+    found = measure_costs(model(2), model(1), [list(range(2, 14))])
+    assert all(seconds > 0 for seconds in (found.draft, *found.verify))
 
 
 def test_costs_are_of_passes_with_the_prompt_in_the_cache(models):

@@ -9,7 +9,14 @@ import numpy
 import pytest
 
 from hubdistill.evaluation import statistics as module
-from hubdistill.evaluation.statistics import Difference, Measurement, mean_and_interval, paired_difference, summarise
+from hubdistill.evaluation.statistics import (
+    Difference,
+    Measurement,
+    around_geometric_mean,
+    mean_and_interval,
+    paired_difference,
+    summarise,
+)
 
 
 def skewed(number: int, seed: int = 1) -> list[float]:
@@ -142,3 +149,17 @@ def test_a_measurement_goes_through_json_and_back(differences):
     back = Measurement.from_dict(json.loads(json.dumps(whole.as_dict())))
     assert back == whole
     assert hash(back) == hash(whole), "differences come back as a tuple"
+
+
+def test_ratios_of_equal_noisy_times_are_one_in_the_geometric_mean():
+    draw = random.Random(3)
+    ratios = {str(i): math.exp(draw.gauss(0, 0.3)) / math.exp(draw.gauss(0, 0.3)) for i in range(4000)}
+    assert sum(ratios.values()) / 4000 > 1.05
+    found = around_geometric_mean(ratios)
+    value, low, high = mean_and_interval(list(found.values()))
+    assert value == pytest.approx(math.prod(one ** (1 / 4000) for one in ratios.values()))
+    assert value == pytest.approx(1, abs=0.02)  # three standard errors; the arithmetic mean is at 1.09
+    # the interval against the textbook's: the standard error of the logarithm's mean
+    error = plain.stdev(math.log(one) for one in ratios.values()) / math.sqrt(4000)
+    assert (low, high) == (pytest.approx(value * math.exp(-1.96 * error), abs=0.2 * error), pytest.approx(value * math.exp(1.96 * error), abs=0.2 * error))
+    assert around_geometric_mean({"a": 2.0, "b": 2.0}) == pytest.approx({"a": 2.0, "b": 2.0})

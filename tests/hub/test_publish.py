@@ -367,3 +367,20 @@ def test_what_would_be_refused_is_refused_without_writing(hub, client, staged):
     assert "read-only" in reader["message"]
     assert not any(entry["method"] == "POST" and "validate-yaml" not in entry["path"] for entry in hub.log)
     assert ("model", "org/new") not in hub.state.repos
+
+
+def test_a_model_is_not_pushed_beside_what_would_be_loaded_in_its_place():
+    from types import SimpleNamespace
+
+    from hubdistill.errors import InputError
+    from hubdistill.hub.changes import refuse_shadowing
+
+    def there(*names: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(rfilename=name) for name in ("README.md", *names)]
+
+    shards = {"model-00001-of-00002.safetensors": b"", "model.safetensors.index.json": b""}
+    refuse_shadowing("me/a", there("model.safetensors"), {"model.safetensors": b""})
+    refuse_shadowing("me/a", there("model-00001-of-00002.safetensors", "adapter_model.safetensors"), {"model.safetensors": b""})
+    for holds, contents in (("adapter_config.json", {"model.safetensors": b""}), ("model.safetensors", shards)):
+        with pytest.raises(InputError, match=f"me/a holds {holds}, which would be loaded instead of the model that is pushed; delete it there, or name another repository"):
+            refuse_shadowing("me/a", there(holds), contents)

@@ -190,3 +190,18 @@ def test_every_list_with_an_entry_a_layer_is_shortened_and_no_other():
     config = SimpleNamespace(num_hidden_layers=4, layer_types=list("abcd"), no_rope_layers=[1, 1, 1, 0], mlp_layer_types=["x"] * 3, eos_token_id=[1, 2, 3, 4])
     shorten_config(config, (0, 3))
     assert vars(config) == {"num_hidden_layers": 2, "layer_types": ["a", "d"], "no_rope_layers": [1, 0], "mlp_layer_types": ["x"] * 3, "eos_token_id": [1, 2, 3, 4]}
+
+
+def test_a_generation_config_with_a_temperature_that_does_nothing_is_saved(tmp_path):
+    """As Vicuna's: transformers reads it and refuses to write it."""
+    from hubdistill.models.load import read_weights
+    from hubdistill.models.saving import save_model
+
+    made = tiny.save(tmp_path / "model", tiny.make_model(0), tiny.make_tokenizer())
+    (made / "generation_config.json").write_text('{"temperature": 0.9, "top_p": 0.6, "eos_token_id": 3}')
+    model = read_weights(find_model(ModelSpec(model=str(made)), tmp_path), torch.float32)
+    with pytest.raises(ValueError, match="GenerationConfig is invalid"):
+        model.save_pretrained(tmp_path / "refused")
+    save_model(model, tmp_path / "saved")
+    kept = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert (kept["eos_token_id"], kept.get("temperature")) == (3, None)
