@@ -9,7 +9,7 @@ from hubdistill.losses import divergences
 from hubdistill.losses.rows import KERNELS, Block, RowFunctions
 
 KINDS = [(kind, False) for kind in KERNELS] + [("srkl", True)]  # with whether the mixture is detached
-ROWS = 6
+ROWS = 4
 STYLES = ("usual", "high", "near", "extreme", "one-hot", "far")
 
 
@@ -79,7 +79,7 @@ def check(
     generator = torch.Generator().manual_seed(vocab)
     teacher, student = draw(style, vocab, device)
     labels = torch.randint(0, vocab, (ROWS, 1), generator=generator).to(device)
-    alpha = torch.tensor([[0.01], [0.1], [0.3], [0.5], [0.9], [0.99]], device=device)
+    alpha = torch.tensor([[0.01], [0.1], [0.5], [0.99]], device=device)
     value, gradient = exact(kind, detached, teacher, student, labels, alpha, cap)
     mine, slope = found(functions, kind, detached, teacher.clone(), student.clone(), labels, alpha, cap)
     assert mine.isfinite().all()

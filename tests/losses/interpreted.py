@@ -11,7 +11,7 @@ from hubdistill.losses import chunked, fused
 from hubdistill.losses.chunked import chunked_divergence
 from hubdistill.losses.fused import FUSED
 from hubdistill.losses.head import Projector
-from hubdistill.losses.rows import EAGER, KERNELS, Block
+from hubdistill.losses.rows import EAGER, Block
 from tests.losses import fused_rows, plain
 from tests.losses.fused_rows import KINDS, STYLES
 
@@ -44,7 +44,7 @@ def test_soft_cap(kind, detached, cap):
 def test_rows_equal_torch(kind, detached):
     """The same function on the same rows, what the label passes report included."""
     teacher, student = fused_rows.draw("usual", 301)
-    labels, alpha = torch.arange(6)[:, None] * 50, torch.linspace(0.05, 0.9, 6)[:, None]
+    labels, alpha = torch.arange(4)[:, None] * 50, torch.linspace(0.05, 0.9, 4)[:, None]
     mine = fused_rows.found(FUSED, kind, detached, teacher.clone(), student.clone(), labels, alpha, None)
     theirs = fused_rows.found(EAGER, kind, detached, teacher.clone(), student.clone(), labels, alpha, None)
     for one, other in zip(mine, theirs, strict=True):
@@ -58,22 +58,22 @@ def test_rows_equal_torch(kind, detached):
 
 def test_a_narrow_gradient_is_the_wide_one_rounded():
     teacher, student = fused_rows.draw("usual", 301)
-    arguments = (torch.zeros(6, 1, dtype=torch.int64), torch.full((6, 1), 0.1), None)
+    arguments = (torch.zeros(4, 1, dtype=torch.int64), torch.full((4, 1), 0.1), None)
     wide = fused_rows.found(FUSED, "tv", False, teacher.clone(), student.clone(), *arguments)[1]
-    into = torch.empty(6, 301, dtype=torch.bfloat16)
+    into = torch.empty(4, 301, dtype=torch.bfloat16)
     before = student.clone()
     narrow = fused_rows.found(FUSED, "tv", False, teacher, student, *arguments, into=into)[1]
     assert torch.equal(student, before)
     assert ((narrow - wide).abs() <= 2**-7 * wide.abs()).all()  # the interpreter cuts off, a GPU rounds
 
 
-@pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.parametrize("kind", ["kl", "srkl", "nll"])  # one loop, two, and one without the teacher
 def test_rows_of_a_wider_buffer(kind):
     """Rows that do not lie one after the other; what lies between them stays as it is."""
     teacher, student = fused_rows.draw("usual", 301)
-    labels, alpha = torch.full((6, 1), 300), torch.full((12, 1), 0.2)[::2]
+    labels, alpha = torch.full((4, 1), 300), torch.full((8, 1), 0.2)[::2]
     expected = fused_rows.found(FUSED, kind, False, teacher.clone(), student.clone(), labels, alpha, None)
-    wide = [torch.full((6, width), torch.nan) for width in (350, 333)]
+    wide = [torch.full((4, width), torch.nan) for width in (350, 333)]
     views = [buffer[:, :301].copy_(rows) for buffer, rows in zip(wide, (teacher, student), strict=True)]
     mine = fused_rows.found(FUSED, kind, False, *views, labels, alpha, None)
     for one, other in zip(mine, expected, strict=True):
@@ -82,10 +82,10 @@ def test_rows_of_a_wider_buffer(kind):
     assert all(buffer[:, 301:].isnan().all() for buffer in wide)
 
 
-@pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.parametrize("kind", ["kl", "srkl", "nll"])  # one loop, two, and one without the teacher
 def test_the_value_alone_leaves_the_logits(kind):
     teacher, student = fused_rows.draw("usual", 301)
-    labels, alpha = torch.full((6, 1), 7), torch.full((6, 1), 0.2)
+    labels, alpha = torch.full((4, 1), 7), torch.full((4, 1), 0.2)
     expected, _ = fused_rows.found(FUSED, kind, False, teacher.clone(), student.clone(), labels, alpha, None)
     before = student.clone()
     known = FUSED.statistics(kind, teacher, student, labels)
