@@ -8,16 +8,19 @@ Legend: B responses, N response tokens, V vocabulary, D hidden size. Values are 
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hubdistill.losses.head import Head, Projector, compute_dtype
-from hubdistill.losses.rows import KERNELS, Block, PairStats, normalise_pair
+from hubdistill.losses.rows import EAGER, KERNELS, Block, PairStats, RowFunctions
 from hubdistill.losses.tiles import Group, Tile, block_rows, blocks, groups, tile_rows
 
 __all__ = ["AlphaRule", "Head", "Responses", "Tokens", "chunked_divergence", "label_logps"]
@@ -103,6 +106,33 @@ def label_logps(
     return result
 
 
+def usable(logits: Tensor) -> bool:
+    """Whether Triton could do the row work on these logits; `row_functions` finds out whether it does.
+
+    AMD's devices call themselves CUDA too, but nobody has tried the kernels there.
+    """
+    nvidia = logits.is_cuda and torch.version.cuda is not None
+    return nvidia and logits.dtype == torch.float32 and find_spec("triton") is not None
+
+
+def row_functions(logits: Tensor) -> RowFunctions:
+    """Triton's row functions where they work, torch's everywhere else."""
+    return _fused(logits.device) if usable(logits) else EAGER
+
+
+@cache
+def _fused(device: torch.device) -> RowFunctions:
+    try:
+        from hubdistill.losses.fused import FUSED
+
+        tiny = torch.zeros((1, 16), device=device)
+        FUSED.statistics("skl", tiny, tiny, torch.zeros((1, 1), dtype=torch.int64, device=device))
+    except Exception as error:  # noqa: BLE001  Triton builds with this machine's compiler, headers and driver: any may be missing
+        warnings.warn(f"the loss runs without Triton's kernels, more slowly ({error}); Triton needs a C compiler", stacklevel=2)
+        return EAGER
+    return FUSED
+
+
 @dataclass(frozen=True)
 class _Job:
     responses: Responses
@@ -154,7 +184,6 @@ class _Sweep:
 
     def __init__(self, job: _Job):
         self.job, hidden = job, job.responses.student_ND
-        self.kernels = tuple(KERNELS[kind] for kind in job.kinds)
         self.dtype, size = compute_dtype(hidden), job.student_head.weight.shape[0]
         count, self.rows = len(hidden), tile_rows(hidden, size, job.budget_bytes, models=2)
         tile = min(self.rows, count)
@@ -163,9 +192,13 @@ class _Sweep:
             return hidden.new_empty(shape, dtype=self.dtype)
 
         self.teacher, self.student = new(tile, size), new(tile, size)
+        self.work = row_functions(self.student)
         inner = min(tile, block_rows(self.student))
-        self.scratch = (new(inner, size), new(inner, size))
+        self.scratch = tuple(new(inner, size) for _ in range(self.work.scratch))
         self.projectors = (Projector(job.teacher_head, job.responses.teacher_ND), Projector(job.student_head, hidden))
+        self.gradient_buffer = self.student
+        if self.work.narrow_gradient and self.projectors[1].mixed and job.needs == (True, False, False):
+            self.gradient_buffer = torch.empty_like(self.student, dtype=torch.bfloat16)  # what its product takes
         self.weights_N = job.weights_N.detach().to(hidden.device, self.dtype)
         self.tokens = Tokens(new(count), new(count), new(count), new(len(job.lengths)), new(count).bool())
         shapes = (hidden, job.student_head.weight, job.student_head.bias)
@@ -200,7 +233,7 @@ class _Sweep:
         for side, block in tile.blocks(student):
             at = rows[block]
             labels = job.responses.labels_N[at].unsqueeze(-1)
-            stats = normalise_pair(teacher[block], student[block], labels, log_space=self.kernels[side].log_space)
+            stats = self.work.statistics(job.kinds[side], teacher[block], student[block], labels)
             self.tokens.teacher_logp_N[at] = stats.teacher_logp.squeeze(-1)
             self.tokens.student_logp_N[at] = stats.student_logp.squeeze(-1)
             self.tokens.agree_N[at] = stats.agree.squeeze(-1)
@@ -219,41 +252,41 @@ class _Sweep:
         self.tokens.alpha_B[group.members] = alpha.to(self.dtype)
 
     def _divergence_passes(self, tile: Tile, stats: Iterable[PairStats]) -> None:
-        """Divergence of a tile's blocks; the student's buffer becomes the gradient, and goes into the sums."""
+        """Divergence of a tile's blocks; their gradient, mostly in the student's buffer, goes into the sums."""
         device = self.teacher.device
         rows, alpha = tile.rows.to(device), self.tokens.alpha_B[tile.owners.to(device)].unsqueeze(-1)
         scale = self.weights_N[rows].unsqueeze(-1)
         for (side, block), known in zip(tile.blocks(self.student), stats, strict=True):
-            at, kernel = rows[block], self.kernels[side]
-            value = kernel.run(
+            at = rows[block]
+            value = self.work.divergence(
+                self.job.kinds[side],
                 Block(
                     teacher=self.teacher[block],
                     student=self.student[block],
+                    gradient=self.gradient_buffer[block] if any(self.job.needs) else None,
                     alpha=alpha[block],
                     labels=self.job.responses.labels_N[at].unsqueeze(-1),
-                    student_label_logp=known.student_logp,
-                    student_log_z=known.student_log_z,
-                    scratch=(self.scratch[0][: len(at)], self.scratch[1][: len(at)]),
+                    known=known,
+                    scratch=tuple(buffer[: len(at)] for buffer in self.scratch),
                     soft_cap=self.job.student_head.soft_cap,
                     detached=self.job.mix_grad == "detached",
-                    gradient=any(self.job.needs),
-                )
+                ),
             )
             self.tokens.divergence_N[at] = value.squeeze(-1)
-            scale[block] *= kernel.factor(alpha[block])
+            scale[block] *= KERNELS[self.job.kinds[side]].factor(alpha[block])
         if any(self.job.needs):
-            self._add_gradients(rows, self.student[: len(rows)], scale)
+            self._add_gradients(rows, self.gradient_buffer[: len(rows)], scale)
 
-    def _add_gradients(self, rows: Tensor, student: Tensor, scale: Tensor) -> None:
+    def _add_gradients(self, rows: Tensor, gradient: Tensor, scale: Tensor) -> None:
         """From a tile's dL/dy, still without its per-row scale, to the gradients asked for."""
         hidden, weight, bias = self.gradients
         if hidden is not None:
-            hidden[rows] = self.projectors[1].hidden_gradient(student) * scale
+            hidden[rows] = self.projectors[1].hidden_gradient(gradient) * scale
         scale = scale * self.job.student_head.scale
         if weight is not None:
-            weight.addmm_(student.t(), self.job.responses.student_ND[rows].to(self.dtype) * scale)
+            weight.addmm_(gradient.t(), self.job.responses.student_ND[rows].to(self.dtype) * scale)
         if bias is not None:
-            bias.addmv_(student.t(), scale.squeeze(-1))
+            bias.addmv_(gradient.t(), scale.squeeze(-1))
 
 
 def _check(

@@ -67,7 +67,9 @@ class Projector:
     def logits(self, hidden_ND: Tensor, out_NV: Tensor) -> Tensor:
         """Write the logits of `hidden_ND` (N, D) into `out_NV` (N, V)."""
         if self.mixed:
-            torch.mm(hidden_ND, self.weight.t(), out_dtype=torch.float32, out=out_NV).mul_(self.head.scale)
+            torch.mm(hidden_ND, self.weight.t(), out_dtype=torch.float32, out=out_NV)
+            if self.head.scale != 1:  # a pass over all logits
+                out_NV.mul_(self.head.scale)
         else:
             hidden_ND = hidden_ND.to(self.dtype) * self.head.scale
             for columns, weight in self._slices():

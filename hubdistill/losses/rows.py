@@ -1,5 +1,7 @@
 """Divergences of a block of logit rows and their gradients in closed form, in place; the inner loop of `chunked.py`.
 
+On CUDA `fused.py` takes the place of these functions, where Triton works; both are reached through `RowFunctions`.
+
 N rows, V vocabulary. p teacher, q student. A kernel gets both models' rows after `normalise`, overwrites them, and
 leaves dDivergence/dz_S divided by its per-row factor in the student's rows. Formulas: docs/method.md, checked there
 against autograd. Probabilities rather than logarithms where the mixture keeps ratios within 1/alpha: one exponential
@@ -18,23 +20,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Block:
-    """What a kernel works on. `teacher`, `student`: (N, V), overwritten; `scratch`: two buffers (N, V)."""
+    """What a kernel works on. `teacher`, `student`: (N, V), overwritten; `scratch`: buffers (N, V), as many as asked for."""
 
     teacher: Tensor
     student: Tensor
+    gradient: Tensor | None  # (N, V), where it goes: `student`, or a buffer of a narrower type; None: the value alone
     alpha: Tensor  # (N, 1)
     labels: Tensor  # (N, 1)
-    student_label_logp: Tensor  # (N, 1)
-    scratch: tuple[Tensor, Tensor]
-    student_log_z: Tensor  # (N, 1)
+    known: PairStats
+    scratch: tuple[Tensor, ...]
     soft_cap: float | None  # of the student's head
     detached: bool
-    gradient: bool  # False: the value alone
 
     def slope_(self, log_q: Tensor) -> Tensor:
         """Student log-probabilities (N, V), overwritten by dz/dy = 1 - (z/c)^2 of the head's soft cap z = c tanh(y/c)."""
         assert self.soft_cap is not None
-        return log_q.add_(self.student_log_z).div_(self.soft_cap).square_().neg_().add_(1)
+        return log_q.add_(self.known.student_log_z).div_(self.soft_cap).square_().neg_().add_(1)
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,22 @@ class PairStats(NamedTuple):
 
     teacher_logp: Tensor  # of the label
     student_logp: Tensor
-    student_log_z: Tensor
     agree: Tensor  # bool: the student's first choice is the teacher's (or ties with it)
+    student_log_z: Tensor
+    fused: Tensor | None = None  # what `fused.py` found of each row, for itself
+
+
+@dataclass(frozen=True)
+class RowFunctions:
+    """The row work of the loss as two functions that name a divergence, before and after alpha is known.
+
+    `statistics` (kind, teacher, student, labels) may overwrite the logits with what `divergence` (kind, block) wants.
+    """
+
+    statistics: Callable[[str, Tensor, Tensor, Tensor], PairStats]
+    divergence: Callable[[str, Block], Tensor]  # -> value (N, 1)
+    scratch: int  # buffers a block needs
+    narrow_gradient: bool  # whether the gradient may go to a buffer of a narrower type
 
 
 def normalise(logits: Tensor, top: Tensor, choice: Tensor | None = None, *, log_space: bool) -> Tensor:
@@ -75,7 +90,7 @@ def normalise_pair(teacher: Tensor, student: Tensor, labels: Tensor, *, log_spac
     student_label, teacher_label = student.gather(-1, labels), teacher.gather(-1, labels)
     student_log_z = normalise(student, student_top, choice, log_space=log_space)
     teacher_log_z = normalise(teacher, teacher_top, log_space=log_space)
-    return PairStats(teacher_label - teacher_log_z, student_label - student_log_z, student_log_z, agree)
+    return PairStats(teacher_label - teacher_log_z, student_label - student_log_z, agree, student_log_z)
 
 
 def floor_of(dtype: torch.dtype) -> float:
@@ -103,7 +118,7 @@ def _skl(block: Block) -> Tensor:
     torch.lerp(q, p, block.alpha, out=ratio)
     torch.div(p, ratio, out=ratio)
     value = _total(torch.log(ratio, out=work).mul_(p))
-    if block.gradient:
+    if block.gradient is not None:
         torch.mul(q, ratio, out=work)
         _finish(block, work, _total(work), ratio)
     return value
@@ -116,13 +131,13 @@ def _srkl(block: Block) -> Tensor:
     torch.lerp(p, q, block.alpha, out=ratio)
     torch.div(q, ratio, out=ratio)
     torch.log(ratio, out=work)
-    if block.gradient and not block.detached:
+    if block.gradient is not None and not block.detached:
         torch.addcmul(work, ratio, block.alpha, value=-1, out=ratio).mul_(q)
         value = _total(work.mul_(q))
         _finish(block, ratio, _total(ratio), work)
         return value
     value = _total(work.mul_(q))
-    if block.gradient:
+    if block.gradient is not None:
         _finish(block, work, value, ratio)
     return value
 
@@ -136,7 +151,7 @@ def _jsd(block: Block) -> Tensor:
     torch.div(q, ratio, out=work)
     student_kl = _total(work.log_().mul_(q))
     teacher_kl = _total(torch.div(p, ratio, out=ratio).log_().mul_(p))
-    if block.gradient:
+    if block.gradient is not None:
         _finish(block, work, student_kl, ratio)
     return torch.lerp(student_kl, teacher_kl, block.alpha)
 
@@ -146,7 +161,7 @@ def _rkl(block: Block) -> Tensor:
     log_p, log_q, (work, spare) = block.teacher, block.student, block.scratch
     torch.sub(log_q, log_p, out=work)
     value = _total(work.mul_(log_q.exp_()))
-    if block.gradient:
+    if block.gradient is not None:
         _finish(block, work, value, spare)
     return value
 
@@ -156,7 +171,7 @@ def _kl(block: Block) -> Tensor:
     log_p, log_q, (work, spare) = block.teacher, block.student, block.scratch
     torch.sub(log_p, log_q, out=work)
     value = _total(work.mul_(log_p.exp_()))
-    if block.gradient:
+    if block.gradient is not None:
         if block.soft_cap:
             block.slope_(spare.copy_(log_q))
         log_q.exp_().sub_(log_p)
@@ -170,7 +185,7 @@ def _tv(block: Block) -> Tensor:
     p, q, (work, spare) = block.teacher, block.student, block.scratch
     torch.sub(q, p, out=work)
     value = _total(torch.abs(work, out=spare)).div_(2)
-    if block.gradient:
+    if block.gradient is not None:
         work.sign_().mul_(q)
         _finish(block, work, _total(work), spare)
     return value
@@ -179,13 +194,13 @@ def _tv(block: Block) -> Tensor:
 def _nll(block: Block) -> Tensor:
     """-log q(label); gradient q - onehot(label)."""
     log_q, spare = block.student, block.scratch[0]
-    if block.gradient:
+    if block.gradient is not None:
         if block.soft_cap:
             block.slope_(spare.copy_(log_q))
         log_q.exp_().scatter_add_(-1, block.labels, log_q.new_full(block.labels.shape, -1.0))
         if block.soft_cap:
             log_q.mul_(spare)
-    return -block.student_label_logp
+    return -block.known.student_logp
 
 
 KERNELS = {
@@ -197,3 +212,11 @@ KERNELS = {
     "tv": Kernel(_tv, factor=lambda alpha: 0.5, needs_alpha=False),
     "nll": Kernel(_nll, log_space=True, needs_alpha=False),
 }
+
+
+EAGER = RowFunctions(
+    lambda kind, *tensors: normalise_pair(*tensors, log_space=KERNELS[kind].log_space),
+    lambda kind, block: KERNELS[kind].run(block),
+    scratch=2,
+    narrow_gradient=False,
+)

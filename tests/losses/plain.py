@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,16 +74,25 @@ def leaves(case: Case) -> list[Tensor]:
 
 def as_float64(case: Case) -> Case:
     """The same numbers in float64, with leaves of their own."""
+    return _mapped(case, lambda t: t.double() if t.is_floating_point() else t)
 
-    def exact(t: Tensor | None) -> Tensor | None:
-        return None if t is None else t.detach().double().requires_grad_(t.requires_grad)
+
+def on_device(case: Case, device: str) -> Case:
+    """The same on another device, with leaves of their own."""
+    return _mapped(case, lambda t: t.to(device))
+
+
+def _mapped(case: Case, change: Callable[[Tensor], Tensor]) -> Case:
+    def leaf(t: Tensor | None) -> Tensor | None:
+        return None if t is None else change(t.detach()).detach().requires_grad_(t.requires_grad)
 
     def head(h: Head) -> Head:
-        return replace(h, weight=exact(h.weight), bias=exact(h.bias))
+        return replace(h, weight=leaf(h.weight), bias=leaf(h.bias))
 
     old = case.responses
-    responses = replace(old, student_ND=exact(old.student_ND), teacher_ND=exact(old.teacher_ND))
-    return Case(responses, head(case.student), head(case.teacher), case.weights.double(), case.vocab)
+    tensors = ("student_ND", "teacher_ND", "labels_N", "from_student_B")
+    responses = replace(old, **{name: leaf(getattr(old, name)) for name in tensors})
+    return Case(responses, head(case.student), head(case.teacher), change(case.weights), case.vocab)
 
 
 def logp(hidden: Tensor, head: Head, vocab: int) -> Tensor:
@@ -113,7 +123,7 @@ def divergence(kind: str, case: Case, alpha_N: Tensor, mix_grad: str = "exact") 
 
 def repeat(values_B: Tensor, case: Case) -> Tensor:
     """From one value per response to one per token."""
-    return values_B.repeat_interleave(torch.as_tensor(case.responses.lengths_B))
+    return values_B.repeat_interleave(torch.as_tensor(case.responses.lengths_B, device=values_B.device))
 
 
 def mean_logps(case: Case) -> tuple[Tensor, Tensor]:
