@@ -86,7 +86,17 @@ def check(
     assert slope.isfinite().all()
     error = float(((mine - value).abs() / value.abs().clamp_min(1)).max())
     # q (T - <q, T>) may be a small difference of large numbers, and its norm no measure of what rounding does
-    rough = float((slope - gradient).norm() / max(gradient.norm(), 0.1 * value.max(), 0.1))
+    size = float(max(gradient.norm(), 0.1 * value.max(), 0.1))
+    rough = float((slope - gradient).norm()) / size
     assert error < 1e-6 * slack, f"value off by {error:.1e}"
-    assert rough < 1e-5 * slack, f"gradient off by {rough:.1e}"
+    assert rough < 1e-5 * slack + (_kink(teacher, student) / size if kind == "tv" else 0), f"gradient off by {rough:.1e}"
     return error, rough
+
+
+def _kink(teacher: Tensor, student: Tensor) -> float:
+    """What the gradient of total variation may be off by because sign(q - p) hangs on a rounding where p and q are equal but
+    for one: such an entry moves by q, and the centre by the sum of them. (A GPU's exponential is right to about 1e-6.)"""
+    log_p, log_q = teacher.double().log_softmax(-1), student.double().log_softmax(-1)
+    q = log_q.exp()
+    close = q * ((log_p - log_q).abs() < 2e-6)
+    return float((close.norm(dim=-1) + close.sum(-1) * q.norm(dim=-1)).norm())
