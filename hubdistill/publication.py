@@ -136,9 +136,10 @@ def publish(path: Path, repo: str, *, base_repo: str | None, private: bool, tag:
     shutil.rmtree(folder)
     whole = push_merged(merged, place, done.commit, private=private, resume_command=resume) if merged else None
     beside = [one for one in (base, whole) if one]
-    hidden = [one.repo for one in beside if (one.visibility, done.visibility) == ("private", "public")]  # repositories that are there keep their visibility
+    named = ((base, "base"), (whole, "merged model"))
+    hidden = [(word, one.repo) for one, word in named if one and (one.visibility, done.visibility) == ("private", "public")]  # repositories that are there keep their visibility
     done = replace(done, warnings=(*done.warnings, *(warning for one in beside for warning in one.warnings if warning not in done.warnings),
-                                   *(f"{repo} is public and {one}, which its card names, is private, so others cannot load it; make it public in its settings" for one in hidden)))  # fmt: skip
+                                   *(f"{repo} is public and its {word} {one} is private, so others cannot load it; make the {word} public in its settings" for word, one in hidden)))  # fmt: skip
     done = replace(done, beside=tuple(one.url for one in beside))
     write_json(path / "published.json", {"repo": repo, "commit": done.commit, "url": done.url, "visibility": done.visibility, "base": place.base, "base_commit": place.base_commit, "pr": done.pr, "tag": done.tag, "merged": merged_repo})
     return done
