@@ -124,7 +124,7 @@ class SamplingSpec(Spec):
     max_tokens: int = Field(512, ge=1, description="Longest response, in tokens.")
     batch_size: int = Field(32, ge=1, description="Prompts answered at once by the transformers engine.")
     resample_teacher: bool = Field(False, description="Sample new teacher responses each round instead of keeping those of round 1.")
-    vllm: VllmSpec = Field(default_factory=VllmSpec, description="Settings of the vllm engine; they decide no response.")
+    vllm: VllmSpec = Field(VllmSpec(), description="Settings of the vllm engine; they decide no response.")
 
 
 class WarmupSpec(Spec):

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hubdistill.pairs.vllm_settings import vllm_rank
+
 DRAFT_TOKENS = 4
 
 
@@ -84,11 +86,6 @@ def _template_lines(use: Use, tok: str) -> list[str]:
     get = f'hf_hub_download({json.dumps(use.adapter)}, "chat_template.jinja"'
     get += f", revision={json.dumps(use.revision)})" if use.revision else ")"
     return ["", "from pathlib import Path", "from huggingface_hub import hf_hub_download", f"path = {get}", read]
-
-
-def vllm_rank(rank: int) -> int | None:
-    """The smallest --max-lora-rank that holds `rank`; None where vLLM has none."""
-    return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
 
 
 def vllm_snippet(use: Use) -> str | None:

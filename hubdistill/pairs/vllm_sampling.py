@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -134,13 +134,8 @@ class VllmSampler:
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(worker.pid, signal.SIGKILL)  # it may have started one process for each device
-    except ProcessLookupError:
-        pass
-    if worker.stdin:
-        try:
-            worker.stdin.close()
-        except BrokenPipeError:
-            pass
     worker.wait()
+    with suppress(BrokenPipeError):
+        worker.stdin.close()  # type: ignore[union-attr]  # it was asked for
