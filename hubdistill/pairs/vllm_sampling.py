@@ -35,8 +35,9 @@ ENVIRONMENT = {
 MEMORY = (
     ("desired gpu memory utilization", "lower sampling.vllm.gpu_memory_utilization (now {now:g}), or end what else uses that memory"),
     ("desired cpu memory utilization", "lower sampling.vllm.gpu_memory_utilization (now {now:g}; on a CPU it is a share of main memory)"),
-    ("kv cache", "raise sampling.vllm.gpu_memory_utilization (now {now:g}), or lower prompts.max_tokens or sampling.max_tokens"),
-    ("no available memory", "raise sampling.vllm.gpu_memory_utilization (now {now:g}), or lower prompts.max_tokens or sampling.max_tokens"),
+    ("available kv cache memory", "raise sampling.vllm.gpu_memory_utilization (now {now:g}), or lower prompts.max_tokens or sampling.max_tokens"),
+    ("no available memory for the cache blocks", "raise sampling.vllm.gpu_memory_utilization (now {now:g}), or lower prompts.max_tokens or sampling.max_tokens"),
+    ("can't allocate memory", "lower sampling.vllm.gpu_memory_utilization (now {now:g}), or end what else uses that memory"),
     ("out of memory", "lower sampling.vllm.gpu_memory_utilization (now {now:g}), or raise sampling.vllm.tensor_parallel_size"),
 )
 
@@ -97,10 +98,11 @@ class VllmSampler:
         for said in map(json.loads, answers):
             if "error" in said or "done" in said:
                 break
+            since = since if batch else time.monotonic()
             batch.append(self._response(said, *asked[said["id"]]))
             if len(batch) >= BATCH or time.monotonic() - since > SECONDS:
                 yield self._told(batch)
-                batch, since, finished = [], time.monotonic(), finished + len(batch)
+                batch, finished = [], finished + len(batch)
         else:
             said = {"error": f"its process ended without a word (exit code {worker.wait()})"}
         if batch:  # also when the engine died: what it finished is kept
