@@ -35,6 +35,9 @@ ENVIRONMENT = {
 MEMORY = (
     ("desired gpu memory utilization", "lower sampling.vllm.gpu_memory_utilization (now {now:g}), or end what else uses that memory"),
     ("desired cpu memory utilization", "lower sampling.vllm.gpu_memory_utilization (now {now:g}; on a CPU it is a share of main memory)"),
+    ("vllm_cpu_kvcache_space", "lower VLLM_CPU_KVCACHE_SPACE in the environment"),
+    ("requested memory for kv (-", "raise sampling.vllm.gpu_memory_utilization (now {now:g}; on a CPU it is a share of main memory)"),
+    ("requested memory for kv", "lower sampling.vllm.gpu_memory_utilization (now {now:g}), or end what else uses that memory"),
     ("available kv cache memory", "raise sampling.vllm.gpu_memory_utilization (now {now:g}), or lower prompts.max_tokens or sampling.max_tokens"),
     ("no available memory for the cache blocks", "raise sampling.vllm.gpu_memory_utilization (now {now:g}), or lower prompts.max_tokens or sampling.max_tokens"),
     ("can't allocate memory", "lower sampling.vllm.gpu_memory_utilization (now {now:g}), or end what else uses that memory"),
@@ -124,7 +127,7 @@ class VllmSampler:
         return batch
 
     def _failed(self, said: dict[str, Any], finished: int, total: int, worker: subprocess.Popen[bytes]) -> SamplingError:
-        what = " ".join(said.get("error", "an answer is missing").split())[:600]
+        what = " ".join(said.get("error", "an answer is missing").split())[:600].rstrip(".")
         words = f"{what} {said.get('cause', '')}".lower()
         now = self.settings.get("gpu_memory_utilization", 0)
         killed = worker.poll() == -signal.SIGKILL

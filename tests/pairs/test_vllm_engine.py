@@ -101,7 +101,8 @@ def test_what_was_sampled_over_an_interruption_is_what_would_have_been_without(e
     assert not {i for row in found.rows() for i in row.response_ids} & set(never)
 
 
-def test_too_little_memory_is_one_error_with_the_field_to_change(engine):
-    greedy = GREEDY.model_copy(update={"vllm": VllmSpec(gpu_memory_utilization=1.0)})
-    with pytest.raises(SamplingError, match=r"after 0 of 24 responses.*lower sampling\.vllm\.gpu_memory_utilization \(now 1"):
+def test_too_little_memory_is_one_error_with_the_field_to_change(engine, monkeypatch):
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")  # it would overrule the recipe
+    greedy = GREEDY.model_copy(update={"vllm": VllmSpec(gpu_memory_utilization=0.0001)})
+    with pytest.raises(SamplingError, match=r"after 0 of 24 responses.*raise sampling\.vllm\.gpu_memory_utilization \(now 0\.0001"):
         tokens(engine(greedy), greedy)

@@ -91,9 +91,10 @@ def test_another_engine_is_another_set(tmp_path, engine):
 
 @pytest.mark.parametrize(("said", "fix"), [
     ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "lower sampling.vllm.gpu_memory_utilization (now 0.9), or raise sampling.vllm.tensor_parallel_size"),
-    ("ValueError: Free memory on device cuda:0 (10/80 GiB) on startup is less than desired GPU memory utilization (0.9, 72 GiB).", "lower sampling.vllm.gpu_memory_utilization (now 0.9), or end"),
+    ("ValueError: Free memory on device cuda:0 (10/80 GiB) on startup is less than desired GPU memory utilization (0.9, 72 GiB)", "lower sampling.vllm.gpu_memory_utilization (now 0.9), or end"),
     ("ValueError: To serve at least one request, 4 GiB KV cache is needed, which is larger than the available KV cache memory", "raise sampling.vllm.gpu_memory_utilization (now 0.9), or lower prompts.max_tokens"),
-    ("ValueError: Available memory on node 0 on startup is less than desired CPU memory utilization (0.92, 15 GiB).", "(now 0.9; on a CPU it is a share of main memory)"),
+    ("ValueError: Available memory on node 0 on startup is less than desired CPU memory utilization (0.92, 15 GiB)", "(now 0.9; on a CPU it is a share of main memory)"),
+    ("ValueError: Available memory on node 0 (9.43/17.46 GiB) on kv cache allocation is less than requested memory for kv (-0.61/0.0 GiB)", "raise sampling.vllm.gpu_memory_utilization (now 0.9;"),
     ("RuntimeError: Unsupported CPU attention configuration", "run the same command again, or write `sampling.engine: transformers`"),
 ])  # fmt: skip
 def test_what_failed_names_the_field_to_change(tmp_path, engine, said, fix):
