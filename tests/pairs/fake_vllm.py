@@ -1,6 +1,6 @@
 """Stands in for vllm_worker.py: the same protocol, answers made up from the prompt and the seed, and ways to fail.
 
-    python fake_vllm.py HOW COUNTER FD    # HOW: well, dies-after-N, killed-after-N, raises-TEXT, wrong-id, hangs
+    python fake_vllm.py HOW STARTED FD    # STARTED: a file that gets each job; HOW: well, dies-after-N, killed-after-N, raises-TEXT, wrong-id, hangs
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def answer(question: dict, most: int, stop: int) -> dict:
     return {"id": question["id"], "ids": ids if len(ids) == most else [*ids, stop], "reason": "length" if len(ids) == most else "stop"}
 
 
-def main(how: str, counter: str, descriptor: int) -> None:
-    with open(counter, "a") as started:
-        started.write(f"{os.getpid()}\n")
+def main(how: str, record: str, descriptor: int) -> None:
     task = json.loads(sys.stdin.readline())
+    with open(record, "a") as started:
+        started.write(json.dumps(task | {"pid": os.getpid()}) + "\n")
     questions = [json.loads(sys.stdin.readline()) for _ in range(task["questions"])]
     # vLLM finishes whom it likes first.
     random.Random(0).shuffle(questions)

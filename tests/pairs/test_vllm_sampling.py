@@ -1,6 +1,8 @@
 """The vLLM engine against a process that speaks as vllm_worker.py does; vLLM itself is in test_vllm_engine.py."""
 
+import contextlib
 import dataclasses
+import json
 import os
 import sys
 import time
@@ -45,12 +47,10 @@ def sampled(folder, engine, header=HEADER):
 def running(tmp_path):
     """Processes that the fake has been, and that are still there."""
     alive = []
-    for pid in map(int, (tmp_path / "started").read_text().split()):
-        try:
+    for pid in (json.loads(line)["pid"] for line in (tmp_path / "started").read_text().splitlines()):
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 0)
             alive.append(pid)
-        except ProcessLookupError:
-            pass
     return alive
 
 
