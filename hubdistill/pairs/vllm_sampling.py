@@ -98,7 +98,7 @@ class VllmSampler:
 
     def _batches(self, worker: subprocess.Popen[bytes], answers: IO[str], asked: dict[str, tuple[Question, int]]) -> Iterator[list[Response]]:
         batch, since, finished = list[Response](), time.monotonic(), 0
-        for said in map(json.loads, answers):
+        for said in (json.loads(line) for line in answers if line.endswith("\n")):  # the last line of a process that was killed may be cut
             if "error" in said or "done" in said:
                 break
             since = since if batch else time.monotonic()

@@ -1,6 +1,6 @@
 """Stands in for vllm_worker.py: the same protocol, answers made up from the prompt and the seed, and ways to fail.
 
-    python fake_vllm.py HOW STARTED FD    # STARTED: a file that gets each job; HOW: well, dies-after-N, killed-after-N, raises-TEXT, wrong-id, hangs
+    python fake_vllm.py HOW STARTED FD    # STARTED: a file that gets each job; HOW: well, dies-after-N, killed-after-N, kcut-after-N (in the middle of a line), raises-TEXT, wrong-id, hangs
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def main(how: str, record: str, descriptor: int) -> None:
                 print("a stack of many lines", file=sys.stderr)
                 out.write(json.dumps({"error": how.removeprefix("raises-"), "cause": ""}) + "\n")
                 sys.exit(1)
-            if how in (f"dies-after-{done}", f"killed-after-{done}"):
+            if how in (f"dies-after-{done}", f"killed-after-{done}", f"kcut-after-{done}"):
+                out.write('{"id": "0' if how.startswith("kcut") else "")
                 out.flush()
                 os.kill(os.getpid(), signal.SIGKILL) if how[0] == "k" else os._exit(7)
             if how == "hangs":

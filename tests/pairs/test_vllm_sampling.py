@@ -68,7 +68,7 @@ def test_answers_come_in_batches_with_reasons_and_seeds(tmp_path, engine, monkey
     assert running(tmp_path) == []
 
 
-@pytest.mark.parametrize("how", ["dies-after-11", "killed-after-11", "dies-after-0"])
+@pytest.mark.parametrize("how", ["dies-after-11", "killed-after-11", "kcut-after-11", "dies-after-0"])
 def test_a_death_in_the_middle_keeps_what_was_sampled_and_the_rerun_ends_as_if_there_had_been_none(tmp_path, engine, how, monkeypatch):
     monkeypatch.setattr(vllm_sampling, "BATCH", 4)
     sampled(tmp_path / "whole", engine())
