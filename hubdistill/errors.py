@@ -53,5 +53,11 @@ class TrainingError(HubdistillError, RuntimeError):
     exit_code = 1
 
 
+class SamplingError(HubdistillError, RuntimeError):
+    """The engine that samples could not start, died or ran out of memory; what was sampled stays."""
+
+    exit_code = 1
+
+
 class MissingPackageError(HubdistillError, ImportError):
     """An optional package is needed and is not installed; the message holds the pip command."""

@@ -28,6 +28,7 @@ from hubdistill.plan_checks import (
     check_readers,
     check_settings,
     check_stored,
+    check_vllm,
 )
 from hubdistill.recipe import LoadedRecipe, Recipe
 from hubdistill.targets import target_named
@@ -145,6 +146,7 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False) -> Plan:
         problems += target.check(teacher, student, recipe.target.options)
         problems += check_lengths(recipe, {"teacher": teacher, "student": student})
         problems += check_stored(recipe, student)
+        problems += check_vllm(recipe, target, teacher, student)
         problems += check_publish(recipe, student)
         problems += check_adapter(recipe, student) if recipe.lora.modules else []  # else `run` does, which needs torch anyway
     if prompts and prompts.rows is not None and prompts.rows <= recipe.prompts.heldout:

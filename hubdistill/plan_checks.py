@@ -7,6 +7,7 @@ import importlib.util
 from hubdistill.errors import HubdistillError
 from hubdistill.models.quantized_config import stored
 from hubdistill.models.sources import ModelFacts
+from hubdistill.pairs.vllm_settings import BIASES, vllm_version
 from hubdistill.recipe import Recipe
 from hubdistill.targets.base import Target
 
@@ -19,8 +20,8 @@ def check_settings(recipe: Recipe, processes: int) -> list[str]:
             f"train.pairs_per_step: {recipe.train.pairs_per_step} is not a multiple of micro_batch x processes = "
             f"{recipe.train.micro_batch} x {processes}; change one of them"
         )
-    if recipe.sampling.engine == "vllm":
-        problems.append("sampling.engine: vllm is not in this version; write `transformers`")
+    if recipe.sampling.engine == "vllm" and vllm_version() is None:
+        problems.append("sampling.engine: vllm is not installed; `pip install 'hubdistill[vllm]'`, or write `transformers`")
     if recipe.student.dtype == "float16":
         problems.append("student.dtype: gradients vanish in float16; write bfloat16 or float32")
     problems += [
@@ -49,6 +50,26 @@ def check_lengths(recipe: Recipe, models: dict[str, ModelFacts]) -> list[str]:
         for names, tokens in wanted.items()
         if isinstance(limit := facts.text_config.get("max_position_embeddings"), int) and limit < tokens
     ]
+
+
+def check_vllm(recipe: Recipe, target: Target, teacher: ModelFacts, student: ModelFacts) -> list[str]:
+    """Whether vLLM can sample what the recipe asks for, from the configs."""
+    if recipe.sampling.engine != "vllm":
+        return []
+    instead = "write `sampling.engine: transformers`"
+    if target.modality.own_view or target.quantization(recipe.target.options):
+        return [f"sampling.engine: vllm samples text models in floating point, and target {target.name} is another; {instead}"]
+    problems, devices = [], recipe.sampling.vllm.tensor_parallel_size
+    rows = [count for facts in (teacher, student) if isinstance(count := facts.text_config.get("vocab_size"), int)]
+    if rows and (extra := max(rows) - min(rows)) > BIASES:
+        problems.append(f"sampling.engine: one model has {extra} ids that the other lacks, and vLLM holds back {BIASES} at most; {instead}")
+    for role, facts, spec in (("teacher", teacher, recipe.teacher), ("student", student, recipe.student)):
+        heads = facts.text_config.get("num_attention_heads")
+        if isinstance(heads, int) and heads % devices:
+            problems.append(f"sampling.vllm.tensor_parallel_size: {facts.reference} has {heads} attention heads, which {devices} devices cannot share evenly; choose a number that divides {heads}")
+        if facts.config and spec.dtype == "auto" and facts.saved_dtype is None:
+            problems.append(f"{role}.dtype: the config of {facts.reference} names no number format, so vLLM would choose one of its own; write bfloat16 or float32")
+    return problems
 
 
 def check_stored(recipe: Recipe, student: ModelFacts) -> list[str]:

@@ -124,6 +124,8 @@ def _type(field: FieldInfo) -> str:
 def _default(field: FieldInfo, model: type[BaseModel]) -> str:
     if field.default is PydanticUndefined:
         return "required"
+    if isinstance(field.default, BaseModel):
+        return "see below"
     unset = "from the preset" if model is LossSpec else "not set"
     return unset if field.default is None else f"`{json.dumps(field.default)}`"
 

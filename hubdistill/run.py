@@ -116,8 +116,7 @@ class Run:
         plan, shop = self.plan, self.shop
 
         def work() -> dict[str, Any]:
-            load = shop.load_teacher if who == "teacher" else lambda: shop.load_adapted(adapter)
-            with borrowed(load) as model:
+            with shop.answering(who, adapter) as model:
                 responses = shop.sample(self.path / folder, who, purpose, model, shop.questions(self._read(split), who), adapter)
             return {key: responses.manifest[key] for key in ("rows", "tokens", "truncated")}
 

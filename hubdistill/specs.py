@@ -108,15 +108,23 @@ class QuestionsSpec(SourceSpec):
     instruction: str = Field("", max_length=1000, description="Text put after each question on a line of its own, such as how long the answer shall be.")
 
 
+class VllmSpec(Spec):
+    """What vLLM is given (`engine: vllm`); it samples the responses of the rounds."""
+
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of each device's memory that vLLM takes, for weights and the keys and values of the prompts in flight; of main memory on a CPU.")
+    tensor_parallel_size: int = Field(1, ge=1, description="Devices that one model is spread over.")
+
+
 class SamplingSpec(Spec):
     """How teacher and student answer the prompts (section 3.2 of the paper; 0.8 and 0.95 are its values)."""
 
-    engine: Literal["transformers", "vllm"] = Field("transformers", description="What samples the responses.")
+    engine: Literal["transformers", "vllm"] = Field("transformers", description="What samples the responses of the rounds; `vllm` needs `pip install 'hubdistill[vllm]'` (targets text and drafter). Evaluations sample with transformers, in any case.")
     temperature: float = Field(0.8, ge=0, le=5, description="Sampling temperature; 0 is greedy.")
     top_p: float = Field(0.95, gt=0, le=1, description="Nucleus sampling mass.")
     max_tokens: int = Field(512, ge=1, description="Longest response, in tokens.")
     batch_size: int = Field(32, ge=1, description="Prompts answered at once by the transformers engine.")
     resample_teacher: bool = Field(False, description="Sample new teacher responses each round instead of keeping those of round 1.")
+    vllm: VllmSpec = Field(VllmSpec(), description="Settings of the vllm engine; they decide no response.")
 
 
 class WarmupSpec(Spec):

@@ -17,11 +17,13 @@ from hubdistill.modalities.base import Reading, TokenRow, media_ids, tokenizer_o
 from hubdistill.models.load import end_of_turn, generation_stops, load_tokenizer, pick_device, template_hash
 from hubdistill.models.lora import attach_adapter, load_adapter
 from hubdistill.models.pruned import build_pruned
+from hubdistill.models.vllm_model import engine_settings
 from hubdistill.models.vocab import common_vocab
 from hubdistill.pairs.images import ImageStore
 from hubdistill.pairs.prompts import Encoded, Prompt
-from hubdistill.pairs.sampling import TransformersSampler
+from hubdistill.pairs.sampling import Sampler, TransformersSampler
 from hubdistill.pairs.store import Question, ResponseHeader, ResponseSet, collect, seed_for
+from hubdistill.pairs.vllm_sampling import VllmSampler
 from hubdistill.plan import Plan
 from hubdistill.specs import SamplingSpec
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-NOT_THE_TEXT = {"resample_teacher", "batch_size"}  # fields of `sampling` that decide no response, but for rounding
+NOT_THE_TEXT = {"resample_teacher", "batch_size", "vllm"}  # fields of `sampling` that decide no response, but for rounding
 NOT_THE_RESULT = {"tracker", "save_every", "micro_batch", "gradient_checkpointing", "device"}  # and fields of `train` that decide no adapter
 
 
@@ -99,11 +101,16 @@ class Workshop:
     def load_teacher(self) -> PreTrainedModel:
         return self.plan.target.load_teacher(self.plan.teacher, self.plan.recipe.teacher, self.teacher_device)
 
-    def load_student(self) -> PreTrainedModel:
-        """The student without adapter; a pruned one is built first."""
+    def build_student(self) -> None:
+        """Write a pruned student to its place in the cache, unless it is there."""
         plan = self.plan
         if plan.recipe.student.layers:
             build_pruned(plan.student_source, plan.student, plan.recipe.student.layers)
+
+    def load_student(self) -> PreTrainedModel:
+        """The student without adapter; a pruned one is built first."""
+        plan = self.plan
+        self.build_student()
         return plan.target.load_student(plan.student, plan.recipe.student, self.device, plan.recipe.target.options)
 
     def load_adapted(self, adapter: Path | None, *, trainable: bool = False) -> PeftModel:
@@ -157,22 +164,44 @@ class Workshop:
             raise InputError(f"the teacher's template writes {token!r} (id {highest}), and the student has {self.vocab} ids only; choose a student of the teacher's family")
         return found
 
-    def sample(self, folder: Path, who: str, purpose: str, model: PreTrainedModel, questions: Sequence[Question], adapter: Path | None = None,
+    @contextmanager
+    def answering(self, who: str, adapter: Path | None) -> Iterator[PreTrainedModel | None]:
+        """The model that answers a round's prompts; None where vLLM loads it, for which the device is left free."""
+        if self.plan.recipe.sampling.engine == "vllm":
+            self.build_student()
+            release_memory()
+            yield None
+            return
+        with borrowed(self.load_teacher if who == "teacher" else lambda: self.load_adapted(adapter)) as model:
+            yield model
+
+    def _sampler(self, folder: Path, who: str, model: PreTrainedModel | None, adapter: Path | None) -> Sampler:
+        """The engine: transformers with a model that is loaded, vLLM without one."""
+        if model is not None:
+            return TransformersSampler(model, self.stop_ids, self.pad_id, self.vocab, self.reporter.advance, self.media_ids, self._prepare(who))
+        recipe, facts = self.plan.recipe, self.plan.teacher if who == "teacher" else self.plan.student
+        dtype = (recipe.teacher if who == "teacher" else recipe.student).dtype
+        settings = engine_settings(facts, dtype, self.device.type, recipe.sampling, recipe.prompts.max_tokens, recipe.lora.rank if adapter else None, trained=who == "student")
+        never = (*(i for i in self.media_ids if i < self.vocab), *range(self.vocab, facts.text_config["vocab_size"]))
+        return VllmSampler(settings, adapter, self.stop_ids, never, self.device.type, folder / f"{who}.vllm.log", self.reporter.advance)
+
+    def sample(self, folder: Path, who: str, purpose: str, model: PreTrainedModel | None, questions: Sequence[Question], adapter: Path | None = None,
                settings: SamplingSpec | None = None) -> ResponseSet:  # fmt: skip
-        """Sample one response a question into `folder`, resumable; see pairs/store.py. `settings` replace the recipe's."""
-        recipe, sampling = self.plan.recipe, settings or self.plan.recipe.sampling
+        """Sample one response a question into `folder`, resumable; see pairs/store.py. `settings` replace the recipe's; without a model, vLLM samples."""
+        recipe, sampler = self.plan.recipe, self._sampler(folder, who, model, adapter)
+        sampling = (settings or recipe.sampling).model_copy(update={"engine": sampler.engine})
         facts = self.plan.teacher if who == "teacher" else self.plan.student
         header = ResponseHeader(
             who=who, purpose=purpose, model=facts.reference, commit=facts.commit, dtype=self.plan.number_format(who), vocab=self.vocab, adapter=folder_sha256(adapter) if adapter else None,
             template=template_hash(self.readers[who]), sampling=sampling.model_dump(exclude=NOT_THE_TEXT),
-            stop_ids=self.stop_ids, engine=TransformersSampler.engine, engine_version=TransformersSampler.version, seed=recipe.train.seed,
+            stop_ids=self.stop_ids, engine=sampler.engine, engine_version=sampler.version, seed=recipe.train.seed,
         )  # fmt: skip
-        sampler = TransformersSampler(model, self.stop_ids, self.pad_id, self.vocab, self.reporter.advance, self.media_ids, self._prepare(who))
 
         def missing(wanted: list[Question]) -> Iterator[list[Any]]:
             if not wanted:  # a recipe may hold no prompt out, and ask a set of questions alone
                 return iter(())
-            self._check_batches(who, model, wanted, facts.reference)
+            if model is not None:
+                self._check_batches(who, model, wanted, facts.reference)
             self.reporter.start(f"{who} answers, {purpose}", len(wanted), "responses")
             return sampler.sample(wanted, sampling, lambda prompt_id: seed_for(recipe.train.seed, purpose, who, prompt_id))
 

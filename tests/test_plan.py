@@ -419,8 +419,51 @@ def test_a_gpu_of_the_student_other_than_the_first_is_refused(folder):
     assert plan_of(folder, "train.device=cuda:0", "teacher.device=cuda:1").resolved
 
 
-def test_an_engine_that_is_not_there_yet_is_refused(folder):
-    assert problems_of(folder, "sampling.engine=vllm") == ("sampling.engine: vllm is not in this version; write `transformers`",)
+@pytest.fixture
+def without_vllm(monkeypatch):
+    monkeypatch.setattr("hubdistill.plan_checks.vllm_version", lambda: None)
+
+
+@pytest.fixture
+def with_vllm(monkeypatch):
+    monkeypatch.setattr("hubdistill.plan_checks.vllm_version", lambda: "0.32.0")
+
+
+def test_an_engine_that_is_not_installed_is_refused(folder, without_vllm):
+    expected = "sampling.engine: vllm is not installed; `pip install 'hubdistill[vllm]'`, or write `transformers`"
+    assert problems_of(folder, "sampling.engine=vllm") == (expected,)
+
+
+def test_vllm_is_planned_where_it_is_installed(folder, with_vllm):
+    plan = plan_of(folder, "sampling.engine=vllm", "sampling.vllm={gpu_memory_utilization: 0.5, tensor_parallel_size: 2}", "student.layers=1")
+    assert plan.recipe.sampling.vllm.gpu_memory_utilization == 0.5
+    assert plan.digest != plan_of(folder, "student.layers=1").digest
+
+
+def test_vllm_is_refused_for_students_in_4_bit(folder, with_vllm):
+    assert problems_of(folder, "sampling.engine=vllm", "target.kind=int4", "student.model=./teacher") == (
+        "sampling.engine: vllm samples text models in floating point, and target int4 is another; write `sampling.engine: transformers`",
+    )
+
+
+def test_what_vllm_cannot_do_with_a_model_is_refused(folder, with_vllm):
+    assert problems_of(folder, "sampling.engine=vllm", "sampling.vllm.tensor_parallel_size=3") == tuple(
+        f"sampling.vllm.tensor_parallel_size: ./{role} has 4 attention heads, which 3 devices cannot share evenly; choose a number that divides 4"
+        for role in ("teacher", "student")
+    )
+    change_config(folder, "teacher", vocab_size=34 + 1025, dtype=None)
+    problems = problems_of(folder, "sampling.engine=vllm")
+    assert problems == (
+        "sampling.engine: one model has 1025 ids that the other lacks, and vLLM holds back 1024 at most; write `sampling.engine: transformers`",
+        "teacher.dtype: the config of ./teacher names no number format, so vLLM would choose one of its own; write bfloat16 or float32",
+    )
+
+
+@pytest.mark.parametrize("override", ["sampling.vllm.gpu_memory_utilization=0", "sampling.vllm.gpu_memory_utilization=1.5", "sampling.vllm.tensor_parallel_size=0",
+                                      "sampling.vllm.max_model_len=8"])  # fmt: skip
+def test_keys_of_the_vllm_block_are_checked(folder, override):
+    with pytest.raises(RecipeError, match=r"sampling\.vllm\."):
+        load_recipe(folder / "tiny.yaml", [override])
 
 
 @pytest.mark.parametrize("tracker", ["trackio", "wandb", "tensorboard"])
@@ -515,7 +558,7 @@ def test_publishing_an_adapter_without_a_public_base_is_refused(folder):
         make_plan(dataclasses.replace(loaded, recipe=loaded.recipe.model_copy(update={"publish": publish})))
 
 
-def test_what_is_missing_is_reported_all_at_once_with_what_else_is_wrong(folder):
+def test_what_is_missing_is_reported_all_at_once_with_what_else_is_wrong(folder, without_vllm):
     loaded = load_recipe(folder / "tiny.yaml", ["sampling.engine=vllm", "train.micro_batch=3", "student.layers=2"])
     for name in ("teacher/config.json", "student/model.safetensors", "prompts.jsonl"):
         (folder / name).unlink()
@@ -525,7 +568,7 @@ def test_what_is_missing_is_reported_all_at_once_with_what_else_is_wrong(folder)
     assert keys == ["train.pairs_per_step", "sampling.engine", "teacher.model", "student.model", "prompts.dataset"]
 
 
-def test_all_that_is_wrong_with_the_models_is_reported_at_once(folder):
+def test_all_that_is_wrong_with_the_models_is_reported_at_once(folder, without_vllm):
     change_config(folder, "teacher", is_encoder_decoder=True, max_position_embeddings=10)
     change_config(folder, "student", quantization_config={}, max_position_embeddings=10)
     problems = problems_of(folder, "train.micro_batch=3", "sampling.engine=vllm")

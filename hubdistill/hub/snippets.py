@@ -9,8 +9,9 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hubdistill.pairs.vllm_settings import vllm_rank
+
 DRAFT_TOKENS = 4
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank accepts in vLLM 0.32; 16 is its default
 
 
 ANSWER = [
@@ -87,11 +88,6 @@ def _template_lines(use: Use, tok: str) -> list[str]:
     get = f'hf_hub_download({json.dumps(use.adapter)}, "chat_template.jinja"'
     get += f", revision={json.dumps(use.revision)})" if use.revision else ")"
     return ["", "from pathlib import Path", "from huggingface_hub import hf_hub_download", f"path = {get}", read]
-
-
-def vllm_rank(rank: int) -> int | None:
-    """The smallest --max-lora-rank that holds `rank`; None where vLLM has none."""
-    return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
 
 
 def vllm_snippet(use: Use) -> str | None:

@@ -43,6 +43,11 @@ class ModelFacts:
         return self.config.get("text_config") or self.config
 
     @property
+    def saved_dtype(self) -> str | None:
+        """The number format that the config gives the weights; older configs call it torch_dtype."""
+        return self.text_config.get("dtype") or self.text_config.get("torch_dtype") or self.config.get("torch_dtype")
+
+    @property
     def has_vision(self) -> bool:
         """Whether the model reads images."""
         return "vision_config" in self.config

@@ -33,8 +33,7 @@ def load(facts: ModelFacts, spec: ModelSpec, device: torch.device) -> PreTrained
 
 def load_student(facts: ModelFacts, spec: ModelSpec, device: torch.device, options: Spec) -> PreTrainedModel:
     """`load`, but a float16 checkpoint is read as bfloat16: gradients of a loss that is not scaled vanish in float16."""
-    saved = facts.text_config.get("dtype") or facts.text_config.get("torch_dtype")
-    as_read = "bfloat16" if spec.dtype == "auto" and saved == "float16" and device.type != "cpu" else spec.dtype
+    as_read = "bfloat16" if spec.dtype == "auto" and facts.saved_dtype == "float16" and device.type != "cpu" else spec.dtype
     return load(facts, spec.model_copy(update={"dtype": as_read}), device)
 
 

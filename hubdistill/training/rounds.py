@@ -146,6 +146,9 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     """Save the adapter (safetensors and config, no card) in one step."""
     temporary = folder.with_name(f".{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
+    for config in model.peft_config.values():  # PEFT keeps a set, whose order changes from process to process, and with it the digest
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)
     model.save_pretrained(str(temporary))
     (temporary / "README.md").unlink(missing_ok=True)  # PEFT's stub; ours is written from measurements
     shutil.rmtree(folder, ignore_errors=True)
