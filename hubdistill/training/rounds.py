@@ -146,7 +146,8 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     """Save the adapter (safetensors and config, no card) in one step."""
     temporary = folder.with_name(f".{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    for config in model.peft_config.values():  # PEFT keeps a set, whose order changes from process to process, and with it the digest
+    configs: list[Any] = list(model.peft_config.values())
+    for config in configs:  # PEFT keeps a set, whose order changes from process to process, and with it the digest
         if isinstance(config.target_modules, set):
             config.target_modules = sorted(config.target_modules)
     model.save_pretrained(str(temporary))
