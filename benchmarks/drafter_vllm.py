@@ -39,7 +39,7 @@ def main() -> None:
     if options.command == "prepare":
         prepare(options.run, options.folder)
     elif options.subject:
-        print(json.dumps(decode(options)))
+        answer(options).write_text(json.dumps(decode(options)), encoding="utf-8")
     else:
         measure(options)
 
@@ -64,6 +64,11 @@ def prepare(run: Path, folder: Path) -> None:
     build_merged(base, final_adapter(run, record), None, folder / "after")
     prompts = [list(prompt.prompt_ids) for prompt in read_prompts(run / "prompts" / "heldout.parquet")]
     (folder / "prompts.json").write_text(json.dumps(prompts), encoding="utf-8")
+
+
+def answer(options: argparse.Namespace) -> Path:
+    """Where a subject's process leaves what it found; vLLM prints on stdout whatever it likes, also at its end."""
+    return options.folder / f"{options.subject}.json"
 
 
 def decode(options: argparse.Namespace) -> dict[str, Any]:
@@ -101,8 +106,9 @@ def measure(options: argparse.Namespace) -> None:
         for name in SUBJECTS:
             command = [sys.executable, __file__, "measure", str(options.folder), "--subject", name, "--drafted", str(options.drafted),
                        "--max-tokens", str(options.max_tokens), "--prompts", str(options.prompts)]  # fmt: skip
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+            subprocess.run(command, check=True)
+            options.subject = name
+            found[name].append(json.loads(answer(options).read_text(encoding="utf-8")))
     print("\n".join(table(found, options.drafted)))
 
 
