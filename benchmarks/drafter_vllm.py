@@ -74,12 +74,14 @@ def answer(options: argparse.Namespace) -> Path:
 def decode(options: argparse.Namespace) -> dict[str, Any]:
     """Tokens of each prompt, seconds, and vLLM's own counters, of one engine."""
     from vllm import LLM, SamplingParams
+    from vllm.platforms import current_platform
 
     prompts = json.loads((options.folder / "prompts.json").read_text(encoding="utf-8"))[: options.prompts]
     settings: dict[str, Any] = {}
     if options.subject != "alone":
         settings["speculative_config"] = {"method": "draft_model", "model": str(options.folder / options.subject), "num_speculative_tokens": options.drafted}
-    llm = LLM(model=str(options.folder / "alone"), dtype="float32", max_model_len=512, max_num_seqs=1, disable_log_stats=False, enable_prefix_caching=False, seed=0, **settings)
+    llm = LLM(model=str(options.folder / "alone"), dtype="float32", max_model_len=512, max_num_seqs=1, disable_log_stats=False, enable_prefix_caching=False, seed=0,
+              enforce_eager=current_platform.is_cpu(), **settings)  # compiling takes minutes there
     greedy = SamplingParams(temperature=0.0, max_tokens=options.max_tokens)
     llm.generate([{"prompt_token_ids": prompts[0]}], greedy, use_tqdm=False)  # the first request sets things up
     before, texts, start = counters(llm), [], time.perf_counter()
