@@ -20,7 +20,7 @@ import torch
 from hubdistill.evaluation.divergence import Scorer
 from hubdistill.modalities.base import Reading
 from hubdistill.modalities.text import TEXT
-from hubdistill.models.load import load_model
+from hubdistill.models.layout import load_model
 from hubdistill.models.pruned import kept_layers, shorten_config
 from hubdistill.models.sources import find_model
 from hubdistill.pairs.store import read_responses

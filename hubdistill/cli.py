@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ import typer
 from hubdistill.errors import HubdistillError, InputError, MissingError
 from hubdistill.files import write_problem
 from hubdistill.hub.asked import Asked
+from hubdistill.processes import told
 
 INTERRUPTED = 130
 
@@ -56,6 +58,8 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: Out
         announce(publish, started.reporter.note)
     with started.opened() as current:
         current.distil()
+        if not current.processes.first:
+            return
         _finish(current)
         done = publish_as_recipe(current.path, publish) if publish else None
     summary = _summary(started.path, done)
@@ -91,6 +95,8 @@ def _until(stage: str, help_text: str, *, of_a_round: bool = False) -> None:
             raise typer.BadParameter(f"the recipe has {started.plan.recipe.train.rounds} rounds", param_hint="--round")
         with started.opened() as current:
             current.distil(until=stage, round=round_)
+            if not current.processes.first:
+                return
             if stage == "evaluate":
                 _finish(current)
         _print(f"{stage} is done in {started.path}\nNext: {asked.run_command(output)}")
@@ -204,21 +210,35 @@ class _Started:
 
         calm_libraries()
         self.plan = make_plan(asked.load())
+        self._in_processes()
         self.path = output or Path("runs") / self.plan.loaded.name.replace("/", "-")
-        self.reporter = ConsoleReporter(quiet=quiet)
+        self.reporter = ConsoleReporter(quiet=quiet or not told().first)
         for warning in self.plan.warnings:
             self.reporter.note(f"warning: {warning}")
+
+    def _in_processes(self) -> None:
+        """Where the plan has several processes and this is none of them: start them, and end with them."""
+        from hubdistill.launcher import start
+
+        if self.plan.processes > 1 and told().alone:
+            code, said = start(self.plan.processes, sys.argv[1:])
+            if said:
+                _say(said.rstrip())
+            sys.exit(code)
 
     def opened(self) -> Any:
         from contextlib import contextmanager
 
+        from hubdistill.models.load import pick_device
+        from hubdistill.processes import joined
         from hubdistill.run import Run
         from hubdistill.rundir import RunDirectory
 
         @contextmanager
         def locked():
             try:
-                with RunDirectory(self.path, self.reporter.stage).locked() as directory:
+                device = pick_device(self.plan.recipe.train.device).type
+                with joined(device) as processes, RunDirectory(self.path, self.reporter.stage, processes=processes).locked() as directory:
                     yield Run(self.plan, directory, self.reporter)
             finally:
                 self.reporter.stop()
@@ -284,6 +304,8 @@ def main() -> None:
     except Exception as problem:
         if os.environ.get("HUBDISTILL_DEBUG") == "1":
             raise
+        if not told().alone:
+            time.sleep(3)  # when another process is gone, this one fails too; it is ended in this time, and the other's message stands
         if type(problem).__name__ == "OutOfMemoryError":  # torch's; not imported for a name
             _complain(f"{problem}\nThe device has too little memory; lower sampling.batch_size where this happened while sampling or evaluating, "
                       "train.micro_batch where it happened while training (or set train.gradient_checkpointing: true), and run again: finished stages are kept")  # fmt: skip

@@ -6,7 +6,6 @@ A recipe that cannot work fails here, in seconds, not after an hour of sampling.
 from __future__ import annotations
 
 import math
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,12 +22,14 @@ from hubdistill.models.sources import NOT_RESOLVED, ModelFacts, find_model
 from hubdistill.pairs.prompt_sources import SourceFacts, check_source
 from hubdistill.plan_checks import (
     check_adapter,
+    check_distributed,
     check_lengths,
     check_publish,
     check_readers,
     check_settings,
     check_stored,
     check_vllm,
+    planned_processes,
 )
 from hubdistill.recipe import LoadedRecipe, Recipe
 from hubdistill.targets import target_named
@@ -136,7 +137,7 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False) -> Plan:
 
     Raises RecipeError with every problem found; `offline` leaves what is not cached unresolved instead.
     """
-    recipe, processes = loaded.recipe, int(os.environ.get("WORLD_SIZE") or 1)
+    recipe, processes = loaded.recipe, planned_processes(loaded.recipe)
     problems = check_settings(recipe, processes)
     found = _resolve(loaded, offline, problems)
     teacher, source, student, prompts = found
@@ -148,6 +149,7 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False) -> Plan:
         problems += check_stored(recipe, student)
         problems += check_vllm(recipe, target, teacher, student)
         problems += check_publish(recipe, student)
+        problems += check_distributed(recipe, target, {"teacher": teacher, "student": student}, processes)
         problems += check_adapter(recipe, student) if recipe.lora.modules else []  # else `run` does, which needs torch anyway
     if prompts and prompts.rows is not None and prompts.rows <= recipe.prompts.heldout:
         problems.append(f"prompts.heldout: {recipe.prompts.heldout} of {prompts.rows} rows leaves nothing to train on; lower it")

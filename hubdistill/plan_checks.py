@@ -8,6 +8,7 @@ from hubdistill.errors import HubdistillError
 from hubdistill.models.quantized_config import stored
 from hubdistill.models.sources import ModelFacts
 from hubdistill.pairs.vllm_settings import BIASES, vllm_version
+from hubdistill.processes import told, visible_gpus
 from hubdistill.recipe import Recipe
 from hubdistill.targets.base import Target
 
@@ -29,12 +30,53 @@ def check_settings(recipe: Recipe, processes: int) -> list[str]:
         for key, device in (("train.device", recipe.train.device),)
         if ":" in device and not device.endswith(":0")
     ]
-    if processes > 1:
-        problems.append(f"several processes (WORLD_SIZE is {processes}) are not in this version; start hubdistill without torchrun or accelerate")
     tracker = recipe.train.tracker
     if tracker != "none" and not importlib.util.find_spec(tracker):
         problems.append(f"train.tracker: {tracker} is not installed; `pip install {tracker}`, or write `none` (metrics.jsonl is always written)")
     return problems
+
+
+def planned_processes(recipe: Recipe) -> int:
+    """Processes that a run will have: those that are there (torchrun's), what the recipe says, or one for each GPU that is
+    visible, as many as share the pairs of a step evenly."""
+    if not (there := told()).alone:
+        return there.size
+    train = recipe.train
+    if train.distributed.processes != "auto":
+        return train.distributed.processes
+    several = train.device in ("auto", "cuda") and recipe.teacher.device == "auto"
+    gpus = visible_gpus() if several else 1
+    return next((size for size in range(gpus, 1, -1) if train.pairs_per_step % (train.micro_batch * size) == 0), 1)
+
+
+def check_distributed(recipe: Recipe, target: Target, models: dict[str, ModelFacts], processes: int) -> list[str]:
+    """Whether the models can be trained as `train.distributed` and `teacher.placement` say."""
+    problems, spread = [], processes > 1 and recipe.train.distributed.strategy == "fsdp2"
+    device, placement = recipe.train.device, recipe.teacher.placement
+    if device == "cuda" and told().alone and processes > (gpus := visible_gpus()) > 0:
+        problems.append(f"train.distributed.processes: {processes}, and {gpus} GPUs are visible; write at most {gpus}, or `auto`")
+    if processes > 1 and device == "mps":
+        problems.append("train.distributed.processes: there is one device of type mps; write 1")
+    if processes > 1 and recipe.teacher.device != "auto":
+        problems.append(f"teacher.device: {recipe.teacher.device}, and {processes} processes train, each on its own device; write `auto`, with `teacher.placement: offload` or `cached` where both models do not fit")
+    if spread and placement != "resident":
+        problems.append(f"teacher.placement: {placement}, and fsdp2 spreads the teacher over the processes; write `resident`, or `train.distributed.strategy: ddp`")
+    if spread and target.modality.own_view:
+        problems.append(f"train.distributed.strategy: fsdp2 is for language models alone, and target {target.name} encodes images outside of the forward that gathers the weights; write `ddp`")
+    for role, facts in models.items() if spread and not problems else ():
+        whole = role == "student" and target.quantization(recipe.target.options)
+        if facts.config and not facts.trust_remote_code and not whole and not _has_fsdp_plan(facts, role):
+            problems.append(f"train.distributed.strategy: transformers does not say how the family of {facts.reference} is spread (base_model_fsdp_plan); write `ddp`")
+    return problems
+
+
+def _has_fsdp_plan(facts: ModelFacts, role: str) -> bool:
+    from hubdistill.models.layers import empty_model
+
+    try:
+        return bool(empty_model(facts, role)._fsdp_plan)
+    except HubdistillError:
+        return True  # said by what loads it
 
 
 def check_lengths(recipe: Recipe, models: dict[str, ModelFacts]) -> list[str]:

@@ -5,7 +5,6 @@ Each stage reads files and writes files, loads only the models it needs, and fre
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,20 +13,19 @@ from typing import Any
 from hubdistill import __version__
 from hubdistill.errors import InputError, RecipeError
 from hubdistill.evaluation.statistics import Measurement
-from hubdistill.examination import Examination, row_finder
+from hubdistill.examination import Examination
 from hubdistill.files import digest_of, write_atomically, write_json
-from hubdistill.losses.schedules import AlphaCurriculum
-from hubdistill.modalities.base import Row
 from hubdistill.models.hardware import hardware
 from hubdistill.models.sources import read_json
-from hubdistill.pairs.join import Pairs
 from hubdistill.pairs.prompts import Prompt, read_prompts
 from hubdistill.pairs.store import ResponseSet, read_responses
 from hubdistill.plan import Plan
 from hubdistill.plan_checks import check_adapter
+from hubdistill.processes import Processes
 from hubdistill.prompting import Prompting
 from hubdistill.rundir import RunDirectory
-from hubdistill.stages import NOT_THE_RESULT, NOT_THE_TEXT, Reporter, Workshop, borrowed
+from hubdistill.stages import NOT_THE_RESULT, NOT_THE_TEXT, Reporter, Workshop
+from hubdistill.teaching import Lesson, Teaching
 
 
 @dataclass
@@ -40,7 +38,11 @@ class Run:
 
     @cached_property
     def shop(self) -> Workshop:
-        return Workshop(self.plan, self.reporter, self.path)
+        return Workshop(self.plan, self.reporter, self.path, self.processes)
+
+    @property
+    def processes(self) -> Processes:
+        return self.directory.processes
 
     @property
     def path(self) -> Path:
@@ -71,12 +73,19 @@ class Run:
         _ = self.shop.device, self.shop.teacher_device, self.shop.readers  # what is not there shows now, not when all is sampled
         if problems := check_adapter(self.plan.recipe, self.plan.student):
             raise RecipeError([f"{self.plan.loaded.path}: {problem}" for problem in problems])
+        if self.processes.first:
+            self._mark()
+        self.processes.wait()
+
+    def _mark(self) -> None:
         write_json(self.path / "plan.json", self.plan.as_dict())  # first: it marks the directory as ours
         record = self.path / "run.json"
         if record.is_file() and read_json(record).get("digest") != self.plan.digest:
             # What it says would no longer be true of the adapter: `push` and `card` refuse a run without it.
             record.unlink()
         write_atomically(self.path / "recipe.yaml", self.plan.loaded.text.encode())
+        if not self.processes.alone:
+            self.shop.build_student()  # once, before all of them load it
 
     def _prompts(self) -> None:
         Prompting(self.shop, self.directory).read()
@@ -117,12 +126,12 @@ class Run:
 
         def work() -> dict[str, Any]:
             with shop.answering(who, adapter) as model:
-                responses = shop.sample(self.path / folder, who, purpose, model, shop.questions(self._read(split), who), adapter)
+                responses = shop.sample(self.path / folder, who, purpose, model, shop.questions(self._read(split), who), adapter, together=True)
             return {key: responses.manifest[key] for key in ("rows", "tokens", "truncated")}
 
         inputs = [self._model(who), plan.teacher.commit, plan.recipe.sampling.model_dump(exclude=NOT_THE_TEXT), plan.recipe.train.seed,
                   plan.vocab, self.directory.digests["prompts"], self._digest_of_adapter(adapter)]  # fmt: skip
-        self.directory.stage(stage, inputs, [f"{folder}/{who}.parquet", f"{folder}/{who}.json"], work)
+        self.directory.stage(stage, inputs, [f"{folder}/{who}.parquet", f"{folder}/{who}.json"], work, together=True)
 
     def _model(self, who: str) -> list[str]:
         """What decides a model's numbers: its commit and its number format."""
@@ -143,47 +152,18 @@ class Run:
         return folder_sha256(adapter) if adapter else None
 
     def _warm_up(self) -> None:
-        from hubdistill.training.rounds import save_adapter
-
         recipe, spec = self.plan.recipe, self.plan.recipe.warmup
         outputs = ["warmup/adapter"] if spec.kind == "none" else ["warmup/adapter", "warmup/metrics.jsonl"]
 
         def work() -> dict[str, Any]:
-            with borrowed(lambda: self.shop.load_adapted(None)) as model:
-                result = {} if spec.kind == "none" else self._fine_tune(model)
-                save_adapter(model, self._adapter(0))
-            return result
+            teacher = self._responses("round_1", "teacher") if spec.responses == "teacher" else None
+            return self._teaching.warm_up(self._adapter(0), teacher)
 
         inputs: list[Any] = [spec.kind, recipe.train.seed, recipe.lora.model_dump(), self._model("student")]
         if spec.kind != "none":
             rows = self.directory.digests["round_1-teacher"] if spec.responses == "teacher" else recipe.sampling.max_tokens
             inputs += [spec.model_dump(), self._optimisation("rounds"), self.directory.digests["prompts"], self.plan.vocab, rows]
-        self.directory.stage("warmup", inputs, outputs, work)
-
-    def _fine_tune(self, model: Any) -> dict[str, Any]:
-        from hubdistill.training.warmup import WarmupFiles, warm_up
-
-        recipe = self.plan.recipe
-        rows, counts = self._warm_up_rows()
-        files = WarmupFiles(self.path / "warmup" / "checkpoints", self.path / "warmup" / "metrics.jsonl")
-        steps = math.ceil(len(rows) / recipe.train.pairs_per_step * recipe.warmup.epochs)
-        self.reporter.start("warm-up", steps, "steps")
-        result = warm_up(model, self.shop.tokenizer, rows, recipe.warmup, recipe.train, files, reading=self.shop.reading,
-                         accumulation=self.plan.accumulation, progress=self.reporter.advance)  # fmt: skip
-        return result | counts
-
-    def _warm_up_rows(self) -> tuple[list[Row], dict[str, int]]:
-        """Responses to fine-tune on, and how many were left out or cut at the length limit."""
-        from hubdistill.training.warmup import ground_truth_rows
-
-        prompts = self._read("train")
-        self.shop.questions(prompts, "student")  # refuses prompts that the student cannot read
-        if self.plan.recipe.warmup.responses == "teacher":
-            row_of = row_finder(prompts)
-            answers = list(self._responses("round_1", "teacher").rows())
-            rows = [row_of(answer) for answer in answers if len(answer.response_ids) > 1]
-            return rows, {"empty": len(answers) - len(rows), "cut": sum(r.finish_reason == "length" for r in answers)}
-        return ground_truth_rows(prompts, self.shop.tokenizer, self.shop.end_id, self.shop.vocab, self.plan.recipe.sampling.max_tokens, self.shop.media_ids)
+        self.directory.stage("warmup", inputs, outputs, work, together=True)
 
     def _responses(self, folder: str, who: str) -> ResponseSet:
         found = read_responses(self.path / folder, who)
@@ -199,24 +179,17 @@ class Run:
                   self.plan.vocab, asdict(self.plan.preset), self._optimisation(), number, __version__]  # fmt: skip
         files = RoundFiles(folder=self.path / name, previous=self.path / f"round_{number - 1}" if number > 1 else None, inputs=digest_of([inputs, self.plan.recipe.train.micro_batch]))
         outputs = [f"{name}/{file}" for file in ("adapter", "optimizer.pt", "curriculum.json", "metrics.jsonl")]
-        self.directory.stage(f"{name}-train", inputs, outputs, lambda: self._train_round(number, files))
-        self._gather_metrics(number)
+        self.directory.stage(f"{name}-train", inputs, outputs, lambda: self._teaching.round(self._lesson(number), self._adapter(number - 1), files), together=True)
+        if self.processes.first:
+            self._gather_metrics(number)
 
-    def _train_round(self, number: int, files: Any) -> dict[str, Any]:
-        from hubdistill.training.rounds import train_round
-        from hubdistill.training.trainer import Distillation, Position
+    @property
+    def _teaching(self) -> Teaching:
+        return Teaching(self.shop, self.processes, self._read("train"))
 
-        plan, shop = self.plan, self.shop
-        images = {prompt.id: prompt.images for prompt in self._read("train")} if plan.target.modality.own_view else None
-        pairs = Pairs(self._responses(f"round_{self._teacher_round(number)}", "teacher"), self._responses(f"round_{number}", "student"), images)
-        with borrowed(shop.load_teacher) as teacher, borrowed(lambda: shop.load_adapted(self._adapter(number - 1), trainable=True)) as student:
-            distillation = Distillation(
-                teacher=teacher, reading=shop.reading, vocab=shop.vocab, preset=plan.preset,
-                position=Position(round=number, rounds=plan.recipe.train.rounds), curriculum=AlphaCurriculum(plan.preset, round=number),
-            )  # fmt: skip
-            self.reporter.start(f"round {number} of {plan.recipe.train.rounds}, training", math.ceil(len(pairs) / plan.recipe.train.pairs_per_step), "steps")
-            return train_round(student, pairs, distillation, plan.recipe.train, files,
-                               accumulation=plan.accumulation, progress=self.reporter.advance)  # fmt: skip
+    def _lesson(self, number: int) -> Lesson:
+        of_teacher, of_student = f"round_{self._teacher_round(number)}", f"round_{number}"
+        return Lesson(number, self._responses(of_teacher, "teacher"), self._responses(of_student, "student"), self.path / of_teacher, self.path / of_student)
 
     def _gather_metrics(self, last: int) -> None:
         folders = [f"round_{i}" for i in range(1, last + 1)]

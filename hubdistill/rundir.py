@@ -15,21 +15,27 @@ from typing import Any
 
 from hubdistill.errors import RunDirectoryError
 from hubdistill.files import digest_of, file_sha256, folder_sha256, write_json, write_problem
+from hubdistill.processes import ALONE, Processes
 
 MARKER, MANIFESTS, LOCK = "plan.json", "stages", ".lock"
 
 
 @dataclass
 class RunDirectory:
-    """A folder of one run. `said` tells the user what each stage does: (stage name, "skipped" | "started" | "redone")."""
+    """A folder of one run. `said` tells the user what each stage does: (stage name, "skipped" | "started" | "redone").
+    Of the `processes` of a run the first holds it, and says what is done."""
 
     path: Path
     said: Callable[[str, str], None] = lambda name, what: None
     digests: dict[str, str] = field(default_factory=dict)  # stage -> digest of its outputs
+    processes: Processes = ALONE
 
     @contextmanager
     def locked(self) -> Iterator[RunDirectory]:
-        """Hold the directory for this process. Raises RunDirectoryError when another run has it, or it is not ours."""
+        """Hold the directory for this run. Raises RunDirectoryError when another run has it, or it is not ours."""
+        if not self.processes.first:
+            yield self
+            return
         self._claim()
         with (self.path / LOCK).open("a+b", buffering=0) as lock:
             self._take(lock)
@@ -59,29 +65,43 @@ class RunDirectory:
         except OSError as problem:  # a disk that is full, a file system without locks
             raise write_problem(problem, self.path / LOCK) from problem
 
-    def stage(self, name: str, inputs: Any, outputs: Sequence[str], work: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
+    def stage(self, name: str, inputs: Any, outputs: Sequence[str], work: Callable[[], dict[str, Any] | None], *, together: bool = False) -> dict[str, Any]:
         """Do a stage's work unless it is done: same inputs, and outputs that are still what it wrote.
 
-        `inputs` is anything JSON-able; `outputs` are files or folders relative to the run directory. Returns what
-        `work` returned, now or when it ran.
+        `inputs` is anything JSON-able; `outputs` are files or folders relative to the run directory. All processes call
+        this; they do the work `together`, or the first does it while the others wait. Returns what `work` returned in
+        the first, now or when it ran.
         """
-        wanted = digest_of(inputs)
+        first, wanted = self.processes.first, digest_of(inputs)
+        done = self.processes.share(self._kept(name, wanted, outputs) if first else None)
+        if done is None:
+            started = time.monotonic()
+            result = (work() or {}) if first or together else {}
+            self.processes.wait()
+            done = self.processes.share(self._finish(name, wanted, outputs, result, time.monotonic() - started) if first else None)
+        assert done is not None, "the first process has finished the stage"
+        self.digests[name] = digest_of(done["outputs"])
+        return done["result"]
+
+    def _kept(self, name: str, wanted: str, outputs: Sequence[str]) -> dict[str, Any] | None:
+        """The manifest of a stage that is done; None where it has to be done, and it is said which of both."""
         before = self._manifest(name)
-        if before and before["inputs"] == wanted and before["outputs"] == self._outputs(outputs):
+        same = before is not None and before["inputs"] == wanted
+        if before and same and before["outputs"] == self._outputs(outputs):
             self.said(name, "skipped")
-            self.digests[name] = digest_of(before["outputs"])
-            return before["result"]
-        self.said(name, "redone" if before and before["inputs"] == wanted else "started")
+            return before
+        self.said(name, "redone" if same else "started")
         self._manifest_path(name).unlink(missing_ok=True)
-        started = time.monotonic()
-        result = work() or {}
+        return None
+
+    def _finish(self, name: str, wanted: str, outputs: Sequence[str], result: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Write the manifest of a stage whose work is done."""
         found = self._outputs(outputs)
         if missing := [output for output, digest in found.items() if digest is None]:
             raise RunDirectoryError(f"the stage {name} did not write {missing[0]} in {self.path}; run the command again, and report it if it stays so")
-        write_json(self._manifest_path(name), {"stage": name, "inputs": wanted, "outputs": found, "result": result,
-                                               "seconds": round(time.monotonic() - started, 2)})  # fmt: skip
-        self.digests[name] = digest_of(found)
-        return result
+        manifest = {"stage": name, "inputs": wanted, "outputs": found, "result": result, "seconds": round(seconds, 2)}
+        write_json(self._manifest_path(name), manifest)
+        return manifest
 
     def seconds(self) -> dict[str, float]:
         """Wall-clock seconds that each stage of this run took, now or when it was done, in their order."""

@@ -40,6 +40,7 @@ class TeacherSpec(ModelSpec):
     """The frozen teacher."""
 
     device: Device = Field("auto", description="Device of the teacher while training; `auto` is the student's.")
+    placement: Literal["resident", "offload", "cached"] = Field("resident", description="Where the teacher is while training. resident: on its device. offload: its blocks in main memory, each brought to the device as it is used. cached: nowhere; what it says of each response is written to the run directory once, and only its head is loaded (same loss).")
 
 
 class StudentSpec(ModelSpec):
@@ -166,6 +167,13 @@ class LoraSpec(Spec):
     projector: bool = Field(False, description="Adapt the linear layers between vision tower and language model as well (target vlm).")
 
 
+class DistributedSpec(Spec):
+    """Training on several devices, a process for each (docs/devices.md). They decide no result."""
+
+    processes: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="Processes on this machine; `auto` is one for each NVIDIA GPU that is visible. Under torchrun or accelerate launch theirs count.")
+    strategy: Literal["ddp", "fsdp2"] = Field("ddp", description="ddp: both models whole in each process. fsdp2: their frozen weights spread over the processes, the adapter whole in each.")
+
+
 class TrainSpec(Spec):
     """Rounds and optimisation."""
 
@@ -178,6 +186,7 @@ class TrainSpec(Spec):
     save_every: int = Field(100, ge=1, description="Optimiser steps between checkpoints.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random.")
     device: Device = Field("auto", description="Where to train and sample; `auto` takes the accelerator when there is one.")
+    distributed: DistributedSpec = Field(DistributedSpec(), description="Training on several devices.")
     tracker: Literal["none", "trackio", "wandb", "tensorboard"] = Field("none", description="Where metrics go besides metrics.jsonl.")
 
 

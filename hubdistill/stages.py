@@ -14,6 +14,7 @@ import torch
 from hubdistill.errors import InputError
 from hubdistill.files import folder_sha256
 from hubdistill.modalities.base import Reading, TokenRow, media_ids, tokenizer_of
+from hubdistill.models.layout import WHOLE, Layout
 from hubdistill.models.load import end_of_turn, generation_stops, load_tokenizer, pick_device, template_hash
 from hubdistill.models.lora import attach_adapter, load_adapter
 from hubdistill.models.pruned import build_pruned
@@ -21,10 +22,11 @@ from hubdistill.models.vllm_model import engine_settings
 from hubdistill.models.vocab import common_vocab
 from hubdistill.pairs.images import ImageStore
 from hubdistill.pairs.prompts import Encoded, Prompt
-from hubdistill.pairs.sampling import Sampler, TransformersSampler
+from hubdistill.pairs.sampling import Sampler, TransformersSampler, share_of
 from hubdistill.pairs.store import Question, ResponseHeader, ResponseSet, collect, seed_for
 from hubdistill.pairs.vllm_sampling import VllmSampler
 from hubdistill.plan import Plan
+from hubdistill.processes import ALONE, Processes
 from hubdistill.specs import SamplingSpec
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 
 NOT_THE_TEXT = {"resample_teacher", "batch_size", "vllm"}  # fields of `sampling` that decide no response, but for rounding
-NOT_THE_RESULT = {"tracker", "save_every", "micro_batch", "gradient_checkpointing", "device"}  # and fields of `train` that decide no adapter
+NOT_THE_RESULT = {"tracker", "save_every", "micro_batch", "gradient_checkpointing", "device", "distributed"}  # and fields of `train` that decide no adapter
 
 
 class Reporter(Protocol):
@@ -52,6 +54,7 @@ class Workshop:
     plan: Plan
     reporter: Reporter
     folder: Path  # the run directory
+    processes: Processes = ALONE
 
     @cached_property
     def device(self) -> torch.device:
@@ -98,8 +101,18 @@ class Workshop:
         encoded = self.encode(prompt)
         return replace(prompt, prompt_ids=tuple(encoded.teacher), student_prompt_ids=None if encoded.student is None else tuple(encoded.student))
 
-    def load_teacher(self) -> PreTrainedModel:
-        return self.plan.target.load_teacher(self.plan.teacher, self.plan.recipe.teacher, self.teacher_device)
+    @property
+    def spread(self) -> Layout:
+        """How the student lies over the processes while it trains."""
+        return Layout(shards=self.processes.size if self.plan.recipe.train.distributed.strategy == "fsdp2" else 1)
+
+    @property
+    def teacher_layout(self) -> Layout:
+        """And the teacher."""
+        return replace(self.spread, offload=self.plan.recipe.teacher.placement == "offload")
+
+    def load_teacher(self, layout: Layout = WHOLE) -> PreTrainedModel:
+        return self.plan.target.load_teacher(self.plan.teacher, self.plan.recipe.teacher, self.teacher_device, layout)
 
     def build_student(self) -> None:
         """Write a pruned student to its place in the cache, unless it is there."""
@@ -107,15 +120,15 @@ class Workshop:
         if plan.recipe.student.layers:
             build_pruned(plan.student_source, plan.student, plan.recipe.student.layers)
 
-    def load_student(self) -> PreTrainedModel:
+    def load_student(self, layout: Layout = WHOLE) -> PreTrainedModel:
         """The student without adapter; a pruned one is built first."""
         plan = self.plan
         self.build_student()
-        return plan.target.load_student(plan.student, plan.recipe.student, self.device, plan.recipe.target.options)
+        return plan.target.load_student(plan.student, plan.recipe.student, self.device, plan.recipe.target.options, layout)
 
-    def load_adapted(self, adapter: Path | None, *, trainable: bool = False) -> PeftModel:
+    def load_adapted(self, adapter: Path | None, *, trainable: bool = False, layout: Layout = WHOLE) -> PeftModel:
         """The student with a saved adapter, or with a fresh one."""
-        student = self.load_student()
+        student = self.load_student(layout)
         if adapter is None:
             return attach_adapter(student, self.plan.recipe.lora, self.plan.recipe.train.seed)
         return load_adapter(student, adapter, trainable=trainable)
@@ -186,8 +199,10 @@ class Workshop:
         return VllmSampler(settings, adapter, self.stop_ids, never, self.device.type, folder / f"{who}.vllm.log", self.reporter.advance)
 
     def sample(self, folder: Path, who: str, purpose: str, model: PreTrainedModel | None, questions: Sequence[Question], adapter: Path | None = None,
-               settings: SamplingSpec | None = None) -> ResponseSet:  # fmt: skip
-        """Sample one response a question into `folder`, resumable; see pairs/store.py. `settings` replace the recipe's; without a model, vLLM samples."""
+               settings: SamplingSpec | None = None, together: bool = False) -> ResponseSet:  # fmt: skip
+        """Sample one response a question into `folder`, resumable; see pairs/store.py. `settings` replace the recipe's; without a model, vLLM samples.
+        The processes of a run share the questions where they are here `together`; vLLM, which has all devices, is the first's."""
+        processes = self.processes if together else ALONE
         recipe, sampler = self.plan.recipe, self._sampler(folder, who, model, adapter)
         sampling = (settings or recipe.sampling).model_copy(update={"engine": sampler.engine})
         facts = self.plan.teacher if who == "teacher" else self.plan.student
@@ -198,14 +213,19 @@ class Workshop:
         )  # fmt: skip
 
         def missing(wanted: list[Question]) -> Iterator[list[Any]]:
+            if model is not None:
+                wanted = share_of(wanted, sampling.batch_size, processes)
+            elif not processes.first:
+                wanted = []
             if not wanted:  # a recipe may hold no prompt out, and ask a set of questions alone
                 return iter(())
             if model is not None:
                 self._check_batches(who, model, wanted, facts.reference)
-            self.reporter.start(f"{who} answers, {purpose}", len(wanted), "responses")
+            share = "" if processes.alone or model is None else f" (1 of {processes.size} processes)"
+            self.reporter.start(f"{who} answers, {purpose}{share}", len(wanted), "responses")
             return sampler.sample(wanted, sampling, lambda prompt_id: seed_for(recipe.train.seed, purpose, who, prompt_id))
 
-        return collect(folder, header, questions, missing)
+        return collect(folder, header, questions, missing, processes)
 
     @cached_property
     def _checked(self) -> set[str]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hubdistill.errors import RecipeError
-from hubdistill.models.load import load_model
+from hubdistill.models.layout import load_model
 from hubdistill.models.sources import find_model
 from hubdistill.plan import make_plan
 from hubdistill.recipe import load_recipe

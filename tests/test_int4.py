@@ -13,7 +13,7 @@ import torch
 
 from hubdistill.errors import RecipeError
 from hubdistill.hub.card_use import card_use
-from hubdistill.models.load import load_model
+from hubdistill.models.layout import load_model
 from hubdistill.models.quantized import load_4bit
 from hubdistill.models.sources import find_model
 from hubdistill.plan import make_plan

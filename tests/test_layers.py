@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hubdistill"
 # A module may import what stands before it. A package (losses, pairs, ...) is one place for all of its files.
 LINE = """
-    hubdistill errors files hub_errors yaml_lines shipped specs losses pairs models modalities evaluation targets
-    recipe_wording recipe_checks recipe_overrides recipe recipe_reference plan_checks plan training rundir stages examination prompting hub finished destination merging publication report
-    run summary console cli
+    hubdistill errors files processes hub_errors yaml_lines shipped specs losses pairs models modalities evaluation targets
+    recipe_wording recipe_checks recipe_overrides recipe recipe_reference plan_checks plan training rundir stages examination teaching prompting hub finished destination merging publication report
+    run summary console launcher cli __main__
 """
 ORDER = LINE.split()
 ONE_FILE = ("vllm", "bitsandbytes", "trl", "PIL")  # each imported by one file, inside a function

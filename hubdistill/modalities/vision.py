@@ -106,7 +106,9 @@ def arguments(model: Any, inputs: Inputs) -> dict[str, Any]:
 
     Features stand in the order of the rows, as the image tokens do; a prompt with several rows has them several times.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else getattr(model, "module", model)
+    from hubdistill.models.load import base_of
+
+    inner = base_of(model)
     accepted = inspect.signature(inner.forward).parameters
     found: dict[str, Any] = {name: value for name, value in inputs.tokens.items() if name in accepted or name not in TOKEN_TYPES}
     rows = [i for i in inputs.image_of_row if i is not None]

@@ -43,14 +43,6 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_model(facts: ModelFacts, dtype: str, device: torch.device) -> PreTrainedModel:
-    """Load a language model, or a vision-language model, from safetensors in evaluation mode. `auto` is the checkpoint's dtype, float32 on CPU."""
-    # bf16 matrix products are several times slower than fp32 on most CPUs.
-    wanted = DTYPES.get(dtype) or (torch.float32 if device.type == "cpu" else "auto")
-    model: Any = read_weights(facts, wanted)
-    return model.to(device).eval()
-
-
 def read_weights(facts: ModelFacts, dtype: torch.dtype | str, **settings: Any) -> PreTrainedModel:
     """A model from its safetensors files, on the CPU unless `settings` of `from_pretrained` say more. Raises InputError unless every weight is in them."""
     # Gemma-2 caps its attention scores; sdpa, the default, leaves the cap out and so computes another model.
@@ -148,16 +140,25 @@ def generation_stops(facts: ModelFacts) -> list[int]:
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The output head of a causal LM, with the scale and soft cap its family applies.
+    """The output head of a causal LM, with the scale and soft cap its family applies; gathered, where it is spread over
+    processes, which all of them call then.
 
     Cohere multiplies logits by `logit_scale`, Granite divides by `logits_scaling`, Gemma-2 caps them.
     """
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
+    whole = lambda value: value.full_tensor() if hasattr(value, "full_tensor") else value  # noqa: E731
     if not isinstance(head, torch.nn.Linear) or not head.weight.is_floating_point():  # a layer in 4 bit is a Linear too
         raise InputError(f"{type(model).__name__} has no plain linear output head in floating point; its logits cannot be computed from hidden states; choose a model with an ordinary lm_head")
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    return Head(weight=head.weight, bias=head.bias, scale=scale, soft_cap=getattr(config, "final_logit_softcapping", None))
+    bias = None if head.bias is None else whole(head.bias)
+    return Head(weight=whole(head.weight), bias=bias, scale=scale, soft_cap=getattr(config, "final_logit_softcapping", None))
+
+
+def base_of(model: Any) -> Any:
+    """The transformers model inside wrappers: DDP's, and PEFT's."""
+    inner = getattr(model, "module", model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def last_hidden(model: torch.nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
@@ -166,10 +167,8 @@ def last_hidden(model: torch.nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
     The model itself is called, not its decoder, so that wrappers (DDP, FSDP) see the forward pass; a hook takes the
     decoder's output, and the head runs on one position only.
     """
-    inner: Any = getattr(model, "module", model)
-    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     taken: list[torch.Tensor] = []
-    hook = inner.get_decoder().register_forward_hook(lambda _module, _args, output: taken.append(output[0]))
+    hook = base_of(model).get_decoder().register_forward_hook(lambda _module, _args, output: taken.append(output[0]))
     try:
         model(**inputs, logits_to_keep=1, use_cache=False)
     finally:

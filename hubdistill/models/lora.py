@@ -20,16 +20,17 @@ def attach_adapter(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftMod
     config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=target_modules(model, spec), task_type="CAUSAL_LM")  # type: ignore[arg-type]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return _in_fp32(get_peft_model(model, config))
+        return in_fp32(get_peft_model(model, config))
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel:
     """Put a saved adapter on its base, to train on or to sample with."""
     adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    return _in_fp32(adapted) if trainable else adapted.eval()
+    return in_fp32(adapted) if trainable else adapted.eval()
 
 
-def _in_fp32(model: PeftModel) -> PeftModel:
+def in_fp32(model: PeftModel) -> PeftModel:
+    """The model with its trainable weights in float32."""
     # AdamW steps of a small learning rate vanish in bf16; PEFT keeps adapters in fp32 by default, and this says so.
     for parameter in model.parameters():
         if parameter.requires_grad:

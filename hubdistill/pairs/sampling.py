@@ -19,6 +19,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogits
 from hubdistill.pairs.choice import SeededChoice
 from hubdistill.pairs.padding import padded
 from hubdistill.pairs.store import Question, Response
+from hubdistill.processes import Processes
 from hubdistill.specs import SamplingSpec
 
 if TYPE_CHECKING:
@@ -36,6 +37,19 @@ class Sampler(Protocol):
     def sample(self, questions: Sequence[Question], settings: SamplingSpec, seed_of: Callable[[str], int]) -> Iterator[list[Response]]:
         """Yield responses in batches; `seed_of` maps a prompt id to the seed of its noise."""
         ...
+
+
+def in_batches(questions: Sequence[Question], size: int) -> list[list[Question]]:
+    """The batches that questions are answered in: the longest prompts first."""
+    # The id breaks ties, so that a batch is the same whatever the order of the rows.
+    ordered = sorted(questions, key=lambda question: (-len(question.prompt_ids), question.prompt_id))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def share_of(questions: Sequence[Question], size: int, processes: Processes) -> list[Question]:
+    """What one of several processes answers: whole batches, so that each is what it is where one process answers all."""
+    batches = in_batches(questions, size)[processes.rank :: processes.size]
+    return [question for batch in batches for question in batch]
 
 
 @dataclass
@@ -59,10 +73,7 @@ class TransformersSampler:
     version: str = transformers.__version__
 
     def sample(self, questions: Sequence[Question], settings: SamplingSpec, seed_of: Callable[[str], int]) -> Iterator[list[Response]]:
-        # Tokens of the longest first; the id breaks ties, so that a batch is the same whatever the order of the rows.
-        ordered = sorted(questions, key=lambda question: (-len(question.prompt_ids), question.prompt_id))
-        for start in range(0, len(ordered), settings.batch_size):
-            batch = ordered[start : start + settings.batch_size]
+        for batch in in_batches(questions, settings.batch_size):
             seeds = [seed_of(question.prompt_id) for question in batch]
             yield self._answer(batch, settings, seeds)
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from hubdistill.errors import InputError
 from hubdistill.files import digest_of, file_sha256, write_atomically
+from hubdistill.processes import ALONE, Processes
 
 SCHEMA = pa.schema(
     [
@@ -95,25 +96,33 @@ def seed_for(seed: int, purpose: str, who: str, prompt_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}|{purpose}|{who}|{prompt_id}".encode()).digest()[:7], "big")
 
 
-def collect(folder: Path, header: ResponseHeader, questions: Sequence[Question], sample: Callable[[list[Question]], Iterable[list[Response]]]) -> ResponseSet:
+def collect(folder: Path, header: ResponseHeader, questions: Sequence[Question], sample: Callable[[list[Question]], Iterable[list[Response]]],
+            processes: Processes = ALONE) -> ResponseSet:  # fmt: skip
     """Sample what is still missing and finish the set; a finished set with the same header is read back.
 
-    `sample` gets all questions whose answer is not on disk and yields finished batches of responses.
+    `sample` gets all questions whose answer is not on disk and yields finished batches of responses. Where several
+    `processes` collect one set, each yields its share of them, and the first makes the set of all.
     """
     asked = [[question.prompt_id, question.prompt_ids, *([question.images] if question.images else [])] for question in questions]
     wanted = digest_of([header.digest, asked])
-    finished = read_responses(folder, header.who, expect=wanted)
-    if finished is not None:
-        return finished
     partial = folder / f"{header.who}.partial"
-    done = _read_partial(partial, wanted)
-    missing = [question for question in questions if question.prompt_id not in done]
-    for batch in sample(missing):
-        _write_rows(partial / f"{batch[0].prompt_id}.parquet", batch)
-        done.update((response.prompt_id, response) for response in batch)
-    _finish(folder, header, wanted, [done[question.prompt_id] for question in questions])
-    shutil.rmtree(partial)
+    done = processes.share(_already(folder, header.who, partial, wanted) if processes.first else None)
+    if done is not None:
+        missing = [question for question in questions if question.prompt_id not in done]
+        for batch in sample(missing):
+            _write_rows(partial / f"{batch[0].prompt_id}.parquet", batch)
+        processes.wait()
+        if processes.first:
+            answers = _read_partial(partial, wanted)
+            _finish(folder, header, wanted, [answers[question.prompt_id] for question in questions])
+            shutil.rmtree(partial)
+        processes.wait()
     return _must_read(folder, header.who, wanted)
+
+
+def _already(folder: Path, who: str, partial: Path, wanted: str) -> set[str] | None:
+    """The prompts that are answered in a set that is not finished; None where it is."""
+    return None if read_responses(folder, who, expect=wanted) is not None else set(_read_partial(partial, wanted))
 
 
 def _must_read(folder: Path, who: str, wanted: str) -> ResponseSet:

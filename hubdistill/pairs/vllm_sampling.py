@@ -23,6 +23,7 @@ from typing import IO, Any
 from hubdistill.errors import SamplingError
 from hubdistill.pairs.store import Question, Response
 from hubdistill.pairs.vllm_settings import vllm_version
+from hubdistill.processes import without_group
 from hubdistill.specs import SamplingSpec
 
 WORKER = (sys.executable, "-P", "-m", "hubdistill.pairs.vllm_worker")  # -P: a folder named vllm where a user stands is not vLLM
@@ -76,7 +77,7 @@ class VllmSampler:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as log, os.fdopen(reader, encoding="utf-8") as answers:
             worker = subprocess.Popen([*self.command, str(writer)], stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=(writer,), start_new_session=True,
-                                      env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)})  # fmt: skip
+                                      env={**without_group(os.environ), **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)})  # fmt: skip
             os.close(writer)
             try:
                 yield worker, answers

@@ -30,8 +30,8 @@ class Target:
     name: str  # == module name == the recipe's target.kind
     options: type[Spec]  # keys it adds under `target:`
     modality: Modality
-    load_student: Callable[..., PreTrainedModel]  # (facts, StudentSpec, device, options)
-    load_teacher: Callable[..., PreTrainedModel]  # (facts, TeacherSpec, device)
+    load_student: Callable[..., PreTrainedModel]  # (facts, StudentSpec, device, options, Layout)
+    load_teacher: Callable[..., PreTrainedModel]  # (facts, TeacherSpec, device, Layout)
     check: Callable[..., list[str]]  # (teacher facts, student facts, options) -> problems, each `key: what; fix`
     evaluate: Callable[..., list[Measurement]]  # (HeldOut, EvaluationSpecs)
     facts: Callable[..., dict[str, str]]  # (options) -> rows for the card

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from hubdistill.evaluation.heldout import HeldOut
     from hubdistill.evaluation.statistics import Measurement
+    from hubdistill.models.layout import Layout
     from hubdistill.models.sources import ModelFacts
 
 # What a model and its 4-bit copy have in common; other fields are written by some versions of transformers only.
@@ -37,8 +38,9 @@ def quantization(options: Int4Options) -> dict[str, Any]:
     return {"load_in_4bit": True, "bnb_4bit_quant_type": options.quant_type, "bnb_4bit_use_double_quant": options.double_quant}
 
 
-def load_student(facts: ModelFacts, spec: ModelSpec, device: torch.device, options: Int4Options) -> PreTrainedModel:
-    """The same weights as the teacher's, in 4 bit: quantised on loading, or stored so."""
+def load_student(facts: ModelFacts, spec: ModelSpec, device: torch.device, options: Int4Options, layout: Layout | None = None) -> PreTrainedModel:
+    """The same weights as the teacher's, in 4 bit: quantised on loading, or stored so. Whole in each process, whatever
+    the `layout`: FSDP2 cannot split packed weights."""
     from hubdistill.models.load import check_head
     from hubdistill.models.quantized import load_4bit
 

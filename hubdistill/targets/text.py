@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from hubdistill.evaluation.heldout import HeldOut
     from hubdistill.evaluation.statistics import Measurement
+    from hubdistill.models.layout import Layout
     from hubdistill.models.sources import ModelFacts
     from hubdistill.specs import EvaluationSpec
 
@@ -22,19 +23,20 @@ class TextOptions(Spec):
     """The text target adds no keys."""
 
 
-def load(facts: ModelFacts, spec: ModelSpec, device: torch.device) -> PreTrainedModel:
+def load(facts: ModelFacts, spec: ModelSpec, device: torch.device, layout: Layout | None = None) -> PreTrainedModel:
     """Load a causal LM and make sure its logits are what the loss will compute from its hidden states."""
-    from hubdistill.models.load import check_head, load_model
+    from hubdistill.models.layout import WHOLE, load_model
+    from hubdistill.models.load import check_head
 
-    model = load_model(facts, spec.dtype, device)
+    model = load_model(facts, spec.dtype, device, layout or WHOLE)
     check_head(model, facts.reference)
     return model
 
 
-def load_student(facts: ModelFacts, spec: ModelSpec, device: torch.device, options: Spec) -> PreTrainedModel:
+def load_student(facts: ModelFacts, spec: ModelSpec, device: torch.device, options: Spec, layout: Layout | None = None) -> PreTrainedModel:
     """`load`, but a float16 checkpoint is read as bfloat16: gradients of a loss that is not scaled vanish in float16."""
     as_read = "bfloat16" if spec.dtype == "auto" and facts.saved_dtype == "float16" and device.type != "cpu" else spec.dtype
-    return load(facts, spec.model_copy(update={"dtype": as_read}), device)
+    return load(facts, spec.model_copy(update={"dtype": as_read}), device, layout)
 
 
 def check(teacher: ModelFacts, student: ModelFacts, options: Spec) -> list[str]:

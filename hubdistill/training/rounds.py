@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import PrinterCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 
 from hubdistill.errors import TrainingError
 from hubdistill.files import write_atomically, write_json
+from hubdistill.processes import ALONE, Processes
 from hubdistill.training.telemetry import RoundBookkeeping
 from hubdistill.training.trainer import ContrastiveTrainer, Distillation
 
@@ -64,6 +65,7 @@ def training_arguments(output: Path, spec: TrainSpec, *, seed: int, accumulation
         "data_seed": seed,
         "remove_unused_columns": False,
         "use_cpu": spec.device == "cpu",
+        "ddp_find_unused_parameters": False,
         "disable_tqdm": quiet,
         "log_level": "passive",
         "push_to_hub": False,
@@ -79,32 +81,36 @@ def on_one_device(arguments: Arguments) -> Arguments:
 
 
 def train_round(model: PeftModel, pairs: Pairs, distillation: Distillation, spec: TrainSpec, files: RoundFiles, *,
-                accumulation: int, progress: Callable[[int], None] | None = None) -> dict[str, Any]:  # fmt: skip
-    """Train one pass over the pairs, going on from this round's last checkpoint if there is one.
+                accumulation: int, progress: Callable[[int], None] | None = None, processes: Processes = ALONE) -> dict[str, Any]:  # fmt: skip
+    """Train one pass over the pairs, going on from this round's last checkpoint if there is one. All `processes` call this.
 
     Leaves adapter/, optimizer.pt, curriculum.json and metrics.jsonl in the round's folder; returns what the card needs.
     Raises TrainingError for a loss or an adapter that is not finite.
     """
     position, curriculum = distillation.position, distillation.curriculum
     checkpoints = files.folder / "checkpoints"
-    last = _last_checkpoint(checkpoints, files.inputs)
+    last = processes.share(_last_checkpoint(checkpoints, files.inputs) if processes.first else None)
     _restore(distillation, files, last)
     arguments = on_one_device(TrainingArguments(**training_arguments(
-        checkpoints, spec, seed=spec.seed + 1000 * position.round, accumulation=accumulation, num_train_epochs=1)))  # fmt: skip
+        checkpoints, spec, seed=spec.seed + 1000 * position.round, accumulation=accumulation, num_train_epochs=1, save_strategy="no")))  # fmt: skip
     trainer = ContrastiveTrainer(
         model, arguments, pairs, distillation,
         optimizer_state=torch.load(files.previous / OPTIMIZER, weights_only=True, map_location="cpu") if files.previous else None,
         callbacks=[RoundBookkeeping(curriculum, files.folder / "metrics.jsonl", position.round, progress)],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
+    # The Trainer saves nothing of a model that is spread over processes, as it cannot save its optimiser. Ours is the
+    # adapter's alone, whole in each process; so it is told once that has been checked.
+    trainer.args.save_strategy = SaveStrategy.STEPS
     if trainer.accelerator.num_processes > 1:  # alone, the float64 sums stay on the CPU: MPS has no float64
         curriculum.reduce = lambda sums: trainer.accelerator.reduce(sums.to(trainer.args.device), reduction="sum")
     outcome = trainer.train(resume_from_checkpoint=last)
     curriculum.end_round()
     require_finite(model, f"round {position.round}", "train.learning_rate")
-    if trainer.is_world_process_zero():
+    processes.wait()  # the others may still write to the last checkpoint
+    if processes.first:
         _save(model, trainer, files)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return {"steps": trainer.state.global_step, "loss": outcome.training_loss, **pairs.report.as_dict()}
 
 

@@ -28,10 +28,10 @@ class Telemetry:
         self._sums: torch.Tensor | None = None
         self._beta = 0.0
 
-    def add(self, tokens: Tokens, responses: Responses, preset: LossPreset, beta: float) -> None:
-        """Add one micro-batch."""
+    def add(self, tokens: Tokens, responses: Responses, preset: LossPreset, beta: float, *, weight: float = 1.0) -> None:
+        """Add one micro-batch; one of nobody has weight 0, since all processes reduce the same sums."""
         totals = telemetry(tokens, responses, preset)
-        values = torch.stack([value.float() for value in totals.values()])
+        values = torch.stack([value.float() for value in totals.values()]) * weight
         self._names, self._beta = list(totals), beta
         self._sums = values if self._sums is None else self._sums + values
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hubdistill.errors import TrainingError
 from hubdistill.losses.chunked import Head, Responses
 from hubdistill.losses.contrastive import LossPreset, contrastive_loss, response_gaps
 from hubdistill.losses.schedules import AlphaCurriculum, beta_at
 from hubdistill.modalities.base import Batch, Reading, Row
-from hubdistill.models.load import head_of
+from hubdistill.models.load import base_of, head_of
 from hubdistill.pairs.join import Pair, Pairs
+from hubdistill.training.order import loader
+from hubdistill.training.teachers import Teacher
 from hubdistill.training.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch.utils.data import DataLoader
 
 LR_WARMUP = 0.1  # share of all steps of all rounds
 
@@ -43,7 +46,7 @@ class Position:
 class Distillation:
     """What the loss needs besides the student: the teacher, how both read prompts, the common vocabulary, the settings."""
 
-    teacher: PreTrainedModel
+    teacher: Teacher
     reading: Reading
     vocab: int
     preset: LossPreset
@@ -58,16 +61,28 @@ def learning_rate_factor(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - LR_WARMUP) / (1 - LR_WARMUP)))
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """Pairs as rows: all teacher responses, then all student responses. Of `nobody` it has weight 0."""
+
+    batch: Batch
+    prompt_ids: tuple[str, ...]  # of the pairs
+    nobody: bool = False
+
+
+@dataclass(frozen=True)
 class PairCollator:
-    """Pairs -> rows: all teacher responses, then all student responses. Keeps the prompt ids for error messages."""
+    """Pairs -> micro-batch. Nobody's is that of `pairs[0]`: what goes through the motions must be of the usual kind."""
 
-    def __init__(self, reading: Reading):
-        self.reading = reading
+    reading: Reading
+    pairs: Sequence[Pair]
 
-    def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+    def __call__(self, picked: Sequence[Pair | None]) -> dict[str, MicroBatch]:
+        found = [pair for pair in picked if pair is not None]
+        pairs = found or [self.pairs[0]]
         rows = [Row(pair.prompt_ids, pair.teacher_ids, False, pair.student_prompt_ids, pair.images) for pair in pairs]
         rows += [Row(pair.prompt_ids, pair.student_ids, True, pair.student_prompt_ids, pair.images) for pair in pairs]
-        return {"batch": self.reading.collate(rows), "prompt_ids": [pair.prompt_id for pair in pairs]}
+        return {"micro": MicroBatch(self.reading.collate(rows), tuple(pair.prompt_id for pair in pairs), not found)}
 
 
 class ContrastiveTrainer(Trainer):
@@ -85,8 +100,12 @@ class ContrastiveTrainer(Trainer):
         self.telemetry = Telemetry()
         self._optimizer_state = optimizer_state
         self._step_size = (0, 0, 0)  # pairs, teacher-response tokens, student-response tokens in the optimiser step
-        collator = PairCollator(distillation.reading)
-        super().__init__(model=model, args=args, train_dataset=pairs, data_collator=collator, callbacks=list(callbacks))  # type: ignore[arg-type]
+        self._pairs = pairs
+        super().__init__(model=model, args=args, train_dataset=pairs, callbacks=list(callbacks))  # type: ignore[arg-type]
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The pairs, dealt out to the processes."""
+        return loader(self._pairs, PairCollator(self.distillation.reading, self._pairs), self.args)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """AdamW, continued from the previous round: its moments, not its learning rate."""
@@ -110,8 +129,7 @@ class ContrastiveTrainer(Trainer):
         """Fetch the micro-batches of an optimiser step and count what they hold, on all processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = [0, 0, 0]
-        for sample in samples:
-            batch: Batch = sample["batch"]
+        for batch in (sample["micro"].batch for sample in samples if not sample["micro"].nobody):
             counts[0] += len(batch.lengths_B) // 2
             counts[1] += int(batch.lengths_B[~batch.from_student_B].sum())
             counts[2] += int(batch.lengths_B[batch.from_student_B].sum())
@@ -122,11 +140,11 @@ class ContrastiveTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """Eq. 2 on one micro-batch. Raises TrainingError with the prompt ids when it is not a finite number."""
         settings = self.distillation
-        batch: Batch = inputs["batch"]
-        device = self.args.device
+        micro: MicroBatch = inputs["micro"]
+        batch, device = micro.batch, self.args.device
         responses = Responses(
             student_ND=settings.reading.hidden(model, batch.student, batch.student_rows_N, batch.student_columns_N),
-            teacher_ND=self._teacher_hidden(batch).to(device),
+            teacher_ND=settings.teacher.hidden(batch, micro.prompt_ids).to(device),
             labels_N=batch.labels_N.to(device),
             lengths_B=batch.lengths_B,
             from_student_B=batch.from_student_B.to(device),
@@ -136,32 +154,26 @@ class ContrastiveTrainer(Trainer):
             step=self.state.global_step, steps=self.state.max_steps, end=settings.preset.beta_end,
         )  # fmt: skip
         pairs, *tokens = self._step_size
-        student = self.accelerator.unwrap_model(model)
         loss, per_token = contrastive_loss(
-            responses, head_of(student.get_base_model()), self._teacher_head, settings.preset, beta=beta,
+            responses, self._student_head, settings.teacher.head, settings.preset, beta=beta,
             alpha=settings.curriculum.rule(), pairs=pairs, side_tokens=(tokens[0], tokens[1]), vocab=settings.vocab,
         )  # fmt: skip
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1} of round {settings.position.round}, on prompts "
-                f"{', '.join(inputs['prompt_ids'])}; lower train.learning_rate and run again (the samples are kept)"
+                f"{', '.join(micro.prompt_ids)}; lower train.learning_rate and run again (the samples are kept)"
             )
-        settings.curriculum.observe(response_gaps(per_token, responses), responses.from_student_B)
-        self.telemetry.add(per_token, responses, settings.preset, beta)
+        if not micro.nobody:
+            settings.curriculum.observe(response_gaps(per_token, responses), responses.from_student_B)
+        self.telemetry.add(per_token, responses, settings.preset, beta, weight=float(not micro.nobody))
         # The Trainer's backward averages gradients over processes; the loss is already a share of the global sum.
-        return loss * self.accelerator.num_processes
+        return loss * (0 if micro.nobody else self.accelerator.num_processes)
+
+    @cached_property
+    def _student_head(self) -> Head:
+        # It is frozen; where it is spread over processes, it is gathered once.
+        return head_of(base_of(self.model))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the method's telemetry since the last log."""
         super().log(logs | self.telemetry.take(self.accelerator), start_time)
-
-    @torch.no_grad()
-    def _teacher_hidden(self, batch: Batch) -> torch.Tensor:
-        settings = self.distillation
-        return settings.reading.hidden(settings.teacher, batch.teacher, batch.teacher_rows_N, batch.teacher_columns_N)
-
-    @cached_property
-    def _teacher_head(self) -> Head:
-        # Kept: where the teacher has a device of its own, this is a copy of up to a gigabyte.
-        head, device = head_of(self.distillation.teacher), self.args.device
-        return replace(head, weight=head.weight.to(device), bias=None if head.bias is None else head.bias.to(device))

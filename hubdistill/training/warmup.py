@@ -12,6 +12,8 @@ from transformers import PrinterCallback, TrainerCallback
 from hubdistill.errors import TrainingError
 from hubdistill.files import write_atomically
 from hubdistill.modalities.base import Row, TokenRow
+from hubdistill.models.lora import in_fp32
+from hubdistill.training.order import loader
 from hubdistill.training.rounds import on_one_device, require_finite, training_arguments
 from hubdistill.training.telemetry import metrics_lines
 
@@ -61,7 +63,7 @@ def ground_truth_rows(prompts: Sequence[Prompt], tokenizer: Any, end_id: int, vo
 
 @dataclass(frozen=True)
 class RowCollator:
-    """Numbers of rows -> what the student takes, and labels (B, L) on the response tokens alone.
+    """Numbers of rows -> what the student takes, and labels (B, L) on the response tokens alone; nobody's row has none.
 
     Token ids go in as they are: rendering the text again could tokenise it differently.
     """
@@ -69,11 +71,12 @@ class RowCollator:
     rows: Sequence[Row]
     reading: Reading
 
-    def __call__(self, picked: Sequence[Mapping[str, int]]) -> dict[str, Any]:
-        rows = [self.rows[one["row"]] for one in picked]
+    def __call__(self, picked: Sequence[Mapping[str, int] | None]) -> dict[str, Any]:
+        numbers = [one["row"] for one in picked if one is not None]
+        rows = [self.rows[number] for number in numbers or [0]]
         inputs = self.reading.inputs("student", [TokenRow(row.as_student + row.response_ids, row.images) for row in rows], "right")
         labels = inputs.tokens["input_ids"].new_full(inputs.tokens["input_ids"].shape, -100)
-        for i, row in enumerate(rows):
+        for i, row in enumerate(rows[: len(numbers)]):
             start, end = len(row.as_student), len(row.as_student) + len(row.response_ids)
             labels[i, start:end] = inputs.tokens["input_ids"][i, start:end]
         return {"inputs": inputs, "labels": labels}
@@ -89,7 +92,10 @@ def warm_up(model: PeftModel, tokenizer: Any, rows: Sequence[Row], spec: WarmupS
     from trl import SFTConfig, SFTTrainer
 
     class Warmup(SFTTrainer):
-        """TRL's, with the rows as the modality turns them into arguments: images are encoded here."""
+        """TRL's, with the rows in our order, as the modality turns them into arguments: images are encoded here."""
+
+        def get_train_dataloader(self):
+            return loader(self.train_dataset, collator, self.args)
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             taken = reading.modality.arguments(model, inputs["inputs"].to(self.args.device))
@@ -102,9 +108,11 @@ def warm_up(model: PeftModel, tokenizer: Any, rows: Sequence[Row], spec: WarmupS
                                    warmup_steps=0.1, save_strategy="no")  # fmt: skip
     config = on_one_device(SFTConfig(**arguments, max_length=None, packing=False, bf16=False, dataset_kwargs={"skip_prepare_dataset": True},
                                      pad_token=tokenizer.convert_ids_to_tokens(reading.pad_id)))  # fmt: skip
+    collator = RowCollator(rows, reading)
     trainer = Warmup(model=model, args=config, train_dataset=Dataset.from_dict({"row": range(len(rows))}), processing_class=tokenizer,
-                     data_collator=RowCollator(rows, reading), callbacks=[_Bookkeeping(files.metrics, progress)])  # fmt: skip
+                     data_collator=collator, callbacks=[_Bookkeeping(files.metrics, progress)])  # fmt: skip
     trainer.remove_callback(PrinterCallback)
+    in_fp32(model)  # TRL makes the adapter of a 4-bit student bfloat16
     outcome = trainer.train()
     require_finite(model, "the warm-up", "warmup.learning_rate")
     return {"steps": trainer.state.global_step, "loss": outcome.training_loss, "rows": len(rows)}

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hubdistill.errors import HubError, InputError
+from hubdistill.models.layout import load_model
 from hubdistill.models.load import (
     check_head,
     end_of_turn,
     generation_stops,
     head_of,
     last_hidden,
-    load_model,
     load_tokenizer,
     pick_device,
     template_hash,

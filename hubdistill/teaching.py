@@ -1,0 +1,131 @@
+"""What warm-up and rounds train on, and with what models; training/ does the rest. All processes of a run come here together."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubdistill import __version__
+from hubdistill.examination import row_finder
+from hubdistill.losses.schedules import AlphaCurriculum
+from hubdistill.modalities.base import Row
+from hubdistill.pairs.join import Pairs
+from hubdistill.pairs.prompts import Prompt
+from hubdistill.pairs.store import ResponseSet
+from hubdistill.processes import Processes
+from hubdistill.stages import Workshop, borrowed
+
+if TYPE_CHECKING:
+    from hubdistill.training.rounds import RoundFiles
+    from hubdistill.training.states import States
+    from hubdistill.training.teachers import Teacher
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a round trains on: the response sets of teacher and student, and the folders that they lie in."""
+
+    number: int
+    teacher: ResponseSet
+    student: ResponseSet
+    teacher_folder: Path
+    student_folder: Path
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Trains the student's adapter, with the models that the `shop` loads."""
+
+    shop: Workshop
+    processes: Processes
+    prompts: Sequence[Prompt]
+
+    def warm_up(self, adapter: Path, teacher: ResponseSet | None) -> dict[str, Any]:
+        """Leave the adapter that the first round starts from: fresh, or fine-tuned on the teacher's or the data set's responses."""
+        from hubdistill.training.rounds import save_adapter
+
+        recipe = self.shop.plan.recipe
+        with borrowed(lambda: self.shop.load_adapted(None, layout=self.shop.spread)) as model:
+            result = {} if recipe.warmup.kind == "none" else self._fine_tune(model, adapter.parent, teacher)
+            if self.processes.first:
+                save_adapter(model, adapter)
+        return result
+
+    def _fine_tune(self, model: Any, folder: Path, teacher: ResponseSet | None) -> dict[str, Any]:
+        from hubdistill.training.warmup import WarmupFiles, warm_up
+
+        recipe, shop = self.shop.plan.recipe, self.shop
+        rows, counts = self._rows(teacher)
+        files = WarmupFiles(folder / "checkpoints", folder / "metrics.jsonl")
+        shop.reporter.start("warm-up", math.ceil(len(rows) / recipe.train.pairs_per_step * recipe.warmup.epochs), "steps")
+        result = warm_up(model, shop.tokenizer, rows, recipe.warmup, recipe.train, files, reading=shop.reading, accumulation=shop.plan.accumulation,
+                         progress=shop.reporter.advance)  # fmt: skip
+        return result | counts
+
+    def _rows(self, teacher: ResponseSet | None) -> tuple[list[Row], dict[str, int]]:
+        """Responses to fine-tune on, and how many were left out or cut at the length limit."""
+        from hubdistill.training.warmup import ground_truth_rows
+
+        shop = self.shop
+        shop.questions(self.prompts, "student")  # refuses prompts that the student cannot read
+        if teacher is not None:
+            row_of, answers = row_finder(self.prompts), list(teacher.rows())
+            rows = [row_of(answer) for answer in answers if len(answer.response_ids) > 1]
+            return rows, {"empty": len(answers) - len(rows), "cut": sum(r.finish_reason == "length" for r in answers)}
+        return ground_truth_rows(self.prompts, shop.tokenizer, shop.end_id, shop.vocab, shop.plan.recipe.sampling.max_tokens, shop.media_ids)
+
+    def round(self, lesson: Lesson, adapter: Path, files: RoundFiles) -> dict[str, Any]:
+        """Train a round, from the adapter of the one before."""
+        from hubdistill.training.rounds import train_round
+        from hubdistill.training.trainer import Distillation, Position
+
+        plan, shop, train = self.shop.plan, self.shop, self.shop.plan.recipe.train
+        images = {prompt.id: prompt.images for prompt in self.prompts} if plan.target.modality.own_view else None
+        pairs = Pairs(lesson.teacher, lesson.student, images)
+        with self._teacher(lesson) as teacher, borrowed(lambda: shop.load_adapted(adapter, trainable=True, layout=shop.spread)) as student:
+            distillation = Distillation(
+                teacher=teacher, reading=shop.reading, vocab=shop.vocab, preset=plan.preset,
+                position=Position(round=lesson.number, rounds=train.rounds), curriculum=AlphaCurriculum(plan.preset, round=lesson.number),
+            )  # fmt: skip
+            shop.reporter.start(f"round {lesson.number} of {train.rounds}, training", math.ceil(len(pairs) / train.pairs_per_step), "steps")
+            return train_round(student, pairs, distillation, train, files, accumulation=plan.accumulation, progress=shop.reporter.advance, processes=self.processes)
+
+    @contextmanager
+    def _teacher(self, lesson: Lesson) -> Iterator[Teacher]:
+        """The teacher as `teacher.placement` says."""
+        from hubdistill.models.load import head_of
+        from hubdistill.training.teachers import CachedTeacher, LoadedTeacher, moved
+
+        shop = self.shop
+        if shop.plan.recipe.teacher.placement != "cached":
+            with borrowed(lambda: shop.load_teacher(layout=shop.teacher_layout)) as model:
+                yield LoadedTeacher(model, shop.reading, shop.device)
+            return
+        with borrowed(shop.load_teacher) as model:
+            by_teacher = self._states(lesson.teacher_folder, lesson.teacher, model)
+            by_student = self._states(lesson.student_folder, lesson.student, model)
+            head = moved(head_of(model), shop.device)
+        yield CachedTeacher(head, by_teacher, by_student)
+        if self.processes.first:
+            # The student answers anew in the next round; the teacher's answers serve again.
+            shutil.rmtree(by_student.folder, ignore_errors=True)
+
+    def _states(self, folder: Path, responses: ResponseSet, teacher: Any) -> States:
+        """The teacher's hidden states of a response set, written unless they are there."""
+        from hubdistill.training.states import digest_of_states, read_states, write_states
+
+        shop, where = self.shop, folder / f"{responses.manifest['who']}.states"
+        facts = shop.plan.teacher
+        wanted = digest_of_states(responses, [facts.commit, shop.plan.number_format("teacher"), str(teacher.dtype), __version__])
+        found = self.processes.share(read_states(where, wanted) if self.processes.first else None)
+        if found is not None:
+            return found
+        rows = list(responses.rows())
+        shop.reporter.start(f"the teacher reads the {responses.manifest['who']}'s responses", len(rows), "responses")
+        return write_states(where, wanted, rows, row_finder(self.prompts), teacher, shop.reading, shop.plan.recipe.train.micro_batch * 2,
+                            processes=self.processes, progress=shop.reporter.advance)  # fmt: skip
