@@ -17,6 +17,7 @@ from hubdistill.pairs.store import Question, ResponseHeader, collect, seed_for
 from hubdistill.specs import LoraSpec, SamplingSpec, TrainSpec
 from hubdistill.targets.text import TARGET
 from hubdistill.training.rounds import RoundFiles, train_round
+from hubdistill.training.teachers import LoadedTeacher
 from hubdistill.training.trainer import Distillation, Position
 from tests import tiny
 
@@ -48,7 +49,9 @@ def train(folder: Path, pairs: Pairs, *, round: int = 1, rounds: int = 2, loss: 
     preset = resolve(loss or {})
     if model is None:
         model = load_adapter(tiny.make_model(2), previous / "adapter", trainable=True) if previous else fresh_student()
-    distillation = Distillation(teacher=tiny.make_model(1, layers=3), reading=Reading(modality=TARGET.modality, pad_id=0), vocab=34, preset=preset,
+    reading = Reading(modality=TARGET.modality, pad_id=0)
+    teacher = LoadedTeacher(tiny.make_model(1, layers=3), reading, torch.device("cpu"))
+    distillation = Distillation(teacher=teacher, reading=reading, vocab=34, preset=preset,
                                 position=Position(round=round, rounds=rounds), curriculum=AlphaCurriculum(preset, round=round))  # fmt: skip
     files = RoundFiles(folder=folder, previous=previous, inputs=inputs)
     report = train_round(model, pairs, distillation, settings, files, accumulation=settings.pairs_per_step // settings.micro_batch)

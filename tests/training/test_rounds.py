@@ -87,7 +87,7 @@ def visited(monkeypatch):
     original = ContrastiveTrainer.compute_loss
 
     def spy(self, model, inputs, *args, **kwargs):
-        seen.extend(inputs["prompt_ids"])
+        seen.extend(inputs["micro"].prompt_ids)
         return original(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(ContrastiveTrainer, "compute_loss", spy)
