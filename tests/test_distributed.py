@@ -24,7 +24,8 @@ BOTH = "train.distributed.processes=2"
 def recipe(folder: Path, **changes) -> Path:
     """10 pairs in steps of 4 and micro-batches of 2: in the last step one of two processes has nobody."""
     folder.mkdir(exist_ok=True)
-    blocks = {"prompts": {"dataset": "prompts.jsonl", "response_column": "answer", "heldout": 2, "max_tokens": 64}, "warmup": WARMUP, "evaluate": [{"kind": "divergence"}]}
+    sampling = {"max_tokens": 8, "batch_size": 4, "temperature": 4}  # few responses are empty
+    blocks = {"sampling": sampling, "prompts": {"dataset": "prompts.jsonl", "response_column": "answer", "heldout": 2, "max_tokens": 64}, "warmup": WARMUP, "evaluate": [{"kind": "divergence"}]}
     return tiny.write_recipe(folder, **{**blocks, **changes})
 
 
@@ -69,6 +70,8 @@ def test_two_processes_equal_one(text, strategy):
     run(text, strategy, BOTH, f"train.distributed.strategy={strategy}")
     compare(text / "one", text / strategy, 1e-6, 2e-5)
     plan = json.loads((text / strategy / "plan.json").read_text())
+    pairs = json.loads((text / "one" / "stages" / "round_1-train.json").read_text())["result"]["pairs"]
+    assert -(-pairs // 2) % 2 == 1, "no process has nobody"
     assert (plan["processes"], plan["micro_batches_per_step"]) == (2, 1)
     measured = [{(row["metric"], row["subject"]): row["value"] for row in json.loads((text / name / "measurements.json").read_text())} for name in ("one", strategy)]
     assert measured[0] == pytest.approx(measured[1], rel=1e-4, abs=1e-6)

@@ -44,6 +44,9 @@ def _sharded(facts: ModelFacts, dtype: torch.dtype | str, shards: int) -> PreTra
     from transformers.distributed import DistributedConfig
 
     model: Any = read_weights(facts, dtype, distributed_config=DistributedConfig(fsdp_size=shards))
+    # Now, while each process holds its part. FSDP2 leaves head and last norm whole after a forward, and who freezes them
+    # then, as PEFT does, freezes the copies, and trains the weights.
+    model.requires_grad_(False)
     # PEFT takes any number here for tensor parallelism, and would gather the adapter, which is whole, over the processes.
     model._tp_size = None
     return model

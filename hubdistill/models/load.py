@@ -147,12 +147,17 @@ def head_of(model: PreTrainedModel) -> Head:
     """
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
-    whole = lambda value: value.full_tensor() if hasattr(value, "full_tensor") else value  # noqa: E731
     if not isinstance(head, torch.nn.Linear) or not head.weight.is_floating_point():  # a layer in 4 bit is a Linear too
         raise InputError(f"{type(model).__name__} has no plain linear output head in floating point; its logits cannot be computed from hidden states; choose a model with an ordinary lm_head")
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    bias = None if head.bias is None else whole(head.bias)
-    return Head(weight=whole(head.weight), bias=bias, scale=scale, soft_cap=getattr(config, "final_logit_softcapping", None))
+    spread = getattr(model, "_is_fsdp_managed_module", False)
+    weight, bias = (_gathered(value) if spread and value is not None else value for value in (head.weight, head.bias))
+    return Head(weight=weight, bias=bias, scale=scale, soft_cap=getattr(config, "final_logit_softcapping", None))
+
+
+def _gathered(value: Any) -> torch.Tensor:
+    """A weight that is spread over processes, whole, and a copy: FSDP2 frees what it gathered itself."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value.detach().clone()
 
 
 def base_of(model: Any) -> Any:

@@ -108,8 +108,9 @@ def train_round(model: PeftModel, pairs: Pairs, distillation: Distillation, spec
     curriculum.end_round()
     require_finite(model, f"round {position.round}", "train.learning_rate")
     processes.wait()  # the others may still write to the last checkpoint
+    learnt = curriculum.state_dict()  # summed over the processes
     if processes.first:
-        _save(model, trainer, files)
+        _save(model, trainer, files, learnt)
         shutil.rmtree(checkpoints, ignore_errors=True)
     return {"steps": trainer.state.global_step, "loss": outcome.training_loss, **pairs.report.as_dict()}
 
@@ -139,13 +140,13 @@ def require_finite(model: PeftModel, what: str, rate: str) -> None:
         raise TrainingError(f"{what} left {len(bad)} adapter weights that are not finite ({bad[0]}); lower {rate} and run again")
 
 
-def _save(model: PeftModel, trainer: ContrastiveTrainer, files: RoundFiles) -> None:
+def _save(model: PeftModel, trainer: ContrastiveTrainer, files: RoundFiles, curriculum: dict[str, Any]) -> None:
     save_adapter(model, files.adapter)
     temporary = files.folder / f".{OPTIMIZER}"
     assert trainer.optimizer is not None, "training has made it"
     torch.save(trainer.optimizer.state_dict(), temporary)
     temporary.replace(files.folder / OPTIMIZER)
-    write_json(files.folder / CURRICULUM, trainer.distillation.curriculum.state_dict())
+    write_json(files.folder / CURRICULUM, curriculum)
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
