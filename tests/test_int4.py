@@ -74,6 +74,8 @@ def test_what_each_model_costs_to_use_stands_in_the_card_and_not_among_results_o
 USER = """
 import json
 import sys
+import bitsandbytes.nn.modules
+bitsandbytes.nn.modules.has_avx512bf16 = lambda: False  # else a CPU that has it multiplies in bfloat16, and this would compare two CPUs
 code = open("snippet.py").read().replace(', device_map="auto"', "")
 exec(code)
 ids = tok.apply_chat_template([{"role": "user", "content": "hello"}], add_generation_prompt=True, return_tensors="pt", return_dict=True)

@@ -68,6 +68,8 @@ def test_its_card_names_the_stored_model_as_the_base_and_loads_it_as_it_is(finis
 
 
 USER = """
+import bitsandbytes.nn.modules
+bitsandbytes.nn.modules.has_avx512bf16 = lambda: False  # as in test_int4.py
 import json
 code = open("snippet.py").read().replace(', device_map="auto"', "")
 exec(code)

@@ -44,7 +44,12 @@ def load_4bit(facts: ModelFacts, dtype: str, device: torch.device, settings: dic
         skipped = floating_layers(empty_model(facts, "student"))
         how = {"quantization_config": BitsAndBytesConfig(**settings, bnb_4bit_compute_dtype=compute, llm_int8_skip_modules=skipped)}
     model: Any = read_weights(facts, compute, device_map={"": device}, **how)
-    if not any(type(module).__name__ == "Linear4bit" for module in model.modules()):
+    quantised = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+    for module in quantised:
+        # On a CPU with AVX512-BF16 bitsandbytes would pack the weights anew at the first inference, for products in bfloat16
+        # whatever the compute dtype, and not for every shape: another model than on other CPUs, and than was trained.
+        module.support_avx512bf16_for_cpu = False
+    if not quantised:
         raise InputError(f"{facts.reference}: bitsandbytes quantised none of its layers; choose an architecture of ordinary linear layers")
     # Norms, embedding and head in float32, as QLoRA trains (Dettmers et al. 2023, arXiv:2305.14314); checkpointing is the trainer's.
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False).eval()

@@ -35,7 +35,7 @@ class Toy:
     seed: int
 
 
-TOYS = {"llama": Toy(None, 0, 32, 3, 3), "llava": Toy("clip", 32, 32, 3, 1), "tinyllava": Toy("siglip", 24, 24, 2, 2)}
+TOYS = {"llama": Toy(None, 0, 64, 3, 3), "llava": Toy("clip", 32, 32, 3, 1), "tinyllava": Toy("siglip", 24, 24, 2, 2)}
 
 
 def toy_named(name: str) -> Toy:
