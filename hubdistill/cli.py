@@ -35,13 +35,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 RemoteCodeOption = Annotated[bool, typer.Option("--allow-remote-code", help="Let a recipe from the Hub run Python code of the model repositories it pins. Read that code first.")]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the recipe, where RECIPE is ORG/NAME on the Hub.")]
+MirrorOption = Annotated[str | None, typer.Option("--mirror", metavar="ORG/NAME", help="Private Hub repository for finished stages: fetched first, sent as they finish, so that a run goes on on another machine.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or the name of the recipe it was made with.")]
 
 
 @app.command()
 def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: OutputOption = None, json_: JsonOption = False,
         quiet: QuietOption = False, allow_remote_code: RemoteCodeOption = False, revision: RevisionOption = None,
-        no_push: Annotated[bool, typer.Option("--no-push", help="Do not publish, whatever the recipe says.")] = False) -> None:  # fmt: skip
+        no_push: Annotated[bool, typer.Option("--no-push", help="Do not publish, whatever the recipe says.")] = False,
+        mirror: MirrorOption = None) -> None:  # fmt: skip
     """Distil: every stage from the prompts to the card, and the push if the recipe has `publish`.
 
     Finished stages are kept: run the same command again after an interruption and it goes on where it stopped.
@@ -54,10 +56,17 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: Out
 
     if publish:
         announce(publish, started.reporter.note)
+    if mirror:
+        from hubdistill.hub.mirror import attach, check_mirror
+
+        started.reporter.note(f"finished stages go to {check_mirror(mirror, started.plan)}")
     with started.opened() as current:
+        mirrored = attach(mirror, current.directory, started.plan, started.reporter.note) if mirror else None
         current.distil()
         _finish(current)
         done = publish_as_recipe(current.path, publish) if publish else None
+        if mirrored:
+            mirrored.close()
     summary = _summary(started.path, done)
     from hubdistill.console import summary_text
 

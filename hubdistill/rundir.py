@@ -26,6 +26,7 @@ class RunDirectory:
     path: Path
     said: Callable[[str, str], None] = lambda name, what: None
     digests: dict[str, str] = field(default_factory=dict)  # stage -> digest of its outputs
+    kept: Callable[[str], None] = lambda name: None  # told of every stage that is finished, now or before; the mirror listens
 
     @contextmanager
     def locked(self) -> Iterator[RunDirectory]:
@@ -70,6 +71,7 @@ class RunDirectory:
         if before and before["inputs"] == wanted and before["outputs"] == self._outputs(outputs):
             self.said(name, "skipped")
             self.digests[name] = digest_of(before["outputs"])
+            self.kept(name)
             return before["result"]
         self.said(name, "redone" if before and before["inputs"] == wanted else "started")
         self._manifest_path(name).unlink(missing_ok=True)
@@ -81,7 +83,13 @@ class RunDirectory:
         write_json(self._manifest_path(name), {"stage": name, "inputs": wanted, "outputs": found, "result": result,
                                                "seconds": round(time.monotonic() - started, 2)})  # fmt: skip
         self.digests[name] = digest_of(found)
+        self.kept(name)
         return result
+
+    def intact(self, name: str) -> dict[str, Any] | None:
+        """The manifest of a finished stage whose outputs are still what it wrote; None where there is none."""
+        found = self._manifest(name)
+        return found if found and found["outputs"] == self._outputs(list(found["outputs"])) else None
 
     def seconds(self) -> dict[str, float]:
         """Wall-clock seconds that each stage of this run took, now or when it was done, in their order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -150,6 +151,8 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     for config in configs:  # PEFT keeps a set, whose order changes from process to process, and with it the digest
         if isinstance(config.target_modules, set):
             config.target_modules = sorted(config.target_modules)
+        if os.path.isabs(config.base_model_name_or_path or ""):  # a place on this machine: its digest would be another elsewhere
+            config.base_model_name_or_path = os.path.basename(config.base_model_name_or_path)
     model.save_pretrained(str(temporary))
     (temporary / "README.md").unlink(missing_ok=True)  # PEFT's stub; ours is written from measurements
     shutil.rmtree(folder, ignore_errors=True)
