@@ -13,6 +13,7 @@ from hubdistill.errors import (
     HubdistillError,
     HubError,
     InputError,
+    JobError,
     MissingError,
     MissingPackageError,
     RecipeError,
@@ -22,7 +23,7 @@ from hubdistill.errors import (
 )
 
 STANDARD = {RecipeError: ValueError, InputError: ValueError, MissingError: FileNotFoundError, HubError: ConnectionError, RunDirectoryError: OSError,
-            TrainingError: RuntimeError, SamplingError: RuntimeError, MissingPackageError: ImportError}  # fmt: skip
+            TrainingError: RuntimeError, SamplingError: RuntimeError, JobError: RuntimeError, MissingPackageError: ImportError}  # fmt: skip
 
 
 def make(kind: type[HubdistillError], text: str) -> HubdistillError:
