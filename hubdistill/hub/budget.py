@@ -46,7 +46,7 @@ def budget(max_usd: float, timeout: str | None, usd_per_hour: float, price_of: s
             raise InputError(f"{name}: must be an amount above 0, got {amount:g}; write US dollars such as 20")
     found = Budget(usd_per_hour=usd_per_hour, price_of=price_of, max_usd=max_usd, bought=int(max_usd / usd_per_hour * 3600), timeout=None if timeout is None else seconds_of(timeout))
     if found.seconds < SHORTEST:
-        raise InputError(f"{found.text()}, before the machine has started; raise the smaller of both")
+        raise InputError(f"{found.text()}, before the machine has started; raise {'--max-usd' if found.seconds == found.bought else '--timeout'}")
     return found
 
 

@@ -84,12 +84,11 @@ def default_mirror(plan: Plan, namespace: str) -> str:
 
 
 def prepare(plan: Plan, mirror: str, image: str, budget: Budget) -> Order:
-    """The order for a plan, with everything checked that would stop the job: files of this machine, access to each
-    model and data set, the mirror. Writes nothing. Raises InputError, MissingError and HubError."""
+    """The order for a plan, with what would stop the job checked beyond the plan, which has read each model's config
+    and the data by this token: files of this machine, the image, the mirror. Writes nothing. Raises InputError and HubError."""
     require_repo(mirror)
     check_image(image)
     shown = check_mirror(mirror, plan)
-    check_readable(plan)
     recipe = pinned_recipe(plan, publish=plan.recipe.publish)
     refuse_secrets({"recipe": recipe}, token=hub_token())
     remote_code = plan.recipe.teacher.trust_remote_code or plan.recipe.student.trust_remote_code
@@ -103,16 +102,6 @@ def check_image(image: str) -> None:
         return
     if not name or not tag or tag == "latest" or re.search(r"\s", image):
         raise InputError(f"--image: '{image}' is not pinned; name a tag other than latest, or a digest: {IMAGE}")
-
-
-def check_readable(plan: Plan) -> None:
-    """Whether the token may read every model and data set: a gated one shows its metadata to all, and its files to few."""
-    found = [(facts.reference, "model") for facts in (plan.teacher, plan.student_source) if facts.kind == "hub"]
-    found += [(facts.reference, "dataset") for facts in (plan.prompts, *plan.questions) if facts.kind == "hub"]
-    for repo, kind in dict.fromkeys(found):
-        with explained(repo, f"read {repo}"):
-            api = hub_api(repo, f"read {repo}")
-            retrying(lambda repo=repo, kind=kind, api=api: api.auth_check(repo, repo_type=kind))  # type: ignore[misc]
 
 
 def slug(name: str) -> str:

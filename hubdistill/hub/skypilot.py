@@ -30,7 +30,7 @@ def task(order: Order, accelerators: str) -> dict[str, Any]:
         },
         "envs": order.environment,
         "secrets": {TOKEN: None},  # no value: `sky launch --secret HF_TOKEN` reads it from the environment
-        "run": shlex.join([*stop, *order.command]) + "\n",
+        "run": shlex.join([*stop, *order.command]),
     }
 
 

@@ -15,7 +15,7 @@ def test_durations(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "6", "h", "-6h", "0h", "6 hours", "6h30m", "1e3s", "nan"])
 def test_what_is_no_duration_is_refused(text):
-    with pytest.raises(InputError, match="--timeout: .* such as 6h"):
+    with pytest.raises(InputError, match=r"--timeout: .* such as 6h"):
         seconds_of(text)
 
 
