@@ -102,10 +102,13 @@ class Mirror:
                 self._send(name)
             except RunDirectoryError:
                 raise
+            except InputError as problem:  # of this stage alone
+                self.note(f"warning: {name} is not sent to {self.repo}: {problem}")
             except HubdistillError as problem:
                 self.note(f"warning: {name} is not in {self.repo} yet; the run goes on, and it is tried again: {problem}")
                 return
-            del self.pending[name]
+            else:
+                del self.pending[name]
 
     def close(self) -> None:
         """Raise HubError where finished stages are missing from the mirror after a last try."""
