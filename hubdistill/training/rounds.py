@@ -151,9 +151,16 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     for config in configs:  # PEFT keeps a set, whose order changes from process to process, and with it the digest
         if isinstance(config.target_modules, set):
             config.target_modules = sorted(config.target_modules)
-        if os.path.isabs(config.base_model_name_or_path or ""):  # a place on this machine: its digest would be another elsewhere
-            config.base_model_name_or_path = os.path.basename(config.base_model_name_or_path)
     model.save_pretrained(str(temporary))
     (temporary / "README.md").unlink(missing_ok=True)  # PEFT's stub; ours is written from measurements
+    _forget_place(temporary / "adapter_config.json")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+def _forget_place(config: Path) -> None:
+    """Name a base that is a folder of this machine by its last part: on another machine the same adapter is the same files then.
+    After PEFT has written it, who looks there for the base's vocabulary."""
+    found = json.loads(config.read_text(encoding="utf-8"))
+    if os.path.isabs(base := found.get("base_model_name_or_path") or ""):
+        config.write_text(json.dumps(found | {"base_model_name_or_path": os.path.basename(base)}, indent=2, sort_keys=True), encoding="utf-8")
