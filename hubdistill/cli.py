@@ -7,13 +7,14 @@ import os
 import shlex
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hubdistill.errors import HubdistillError, InputError, MissingError
-from hubdistill.files import write_problem
+from hubdistill.files import write_atomically, write_problem
 from hubdistill.hub.asked import Asked
 from hubdistill.processes import told
 
@@ -37,13 +38,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 RemoteCodeOption = Annotated[bool, typer.Option("--allow-remote-code", help="Let a recipe from the Hub run Python code of the model repositories it pins. Read that code first.")]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the recipe, where RECIPE is ORG/NAME on the Hub.")]
+MirrorOption = Annotated[str | None, typer.Option("--mirror", metavar="ORG/NAME", help="Private Hub repository for finished stages: fetched first, sent as they finish, so that a run goes on on another machine.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or the name of the recipe it was made with.")]
 
 
 @app.command()
 def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: OutputOption = None, json_: JsonOption = False,
         quiet: QuietOption = False, allow_remote_code: RemoteCodeOption = False, revision: RevisionOption = None,
-        no_push: Annotated[bool, typer.Option("--no-push", help="Do not publish, whatever the recipe says.")] = False) -> None:  # fmt: skip
+        no_push: Annotated[bool, typer.Option("--no-push", help="Do not publish, whatever the recipe says.")] = False,
+        mirror: MirrorOption = None) -> None:  # fmt: skip
     """Distil: every stage from the prompts to the card, and the push if the recipe has `publish`.
 
     Finished stages are kept: run the same command again after an interruption and it goes on where it stopped.
@@ -56,12 +59,19 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: Out
 
     if publish:
         announce(publish, started.reporter.note)
+    if mirror:
+        from hubdistill.hub.mirror import attach, check_mirror
+
+        started.reporter.note(f"finished stages go to {check_mirror(mirror, started.plan)}")
     with started.opened() as current:
+        mirrored = attach(mirror, current.directory, started.plan, started.reporter.note) if mirror and current.processes.first else None
         current.distil()
         if not current.processes.first:
             return
         _finish(current)
         done = publish_as_recipe(current.path, publish) if publish else None
+        if mirrored:
+            mirrored.close()
     summary = _summary(started.path, done)
     from hubdistill.console import summary_text
 
@@ -115,6 +125,85 @@ _until("sample", "Sample the responses of a round: of the teacher and of the stu
 _until("warmup", "Fine-tune the fresh adapter before the first round.")
 _until("train", "Train a round on its pairs.", of_a_round=True)
 _until("evaluate", "Measure the student before and after on the held-out prompts.")
+
+
+class Where(StrEnum):
+    """Who runs a launched recipe."""
+
+    HF_JOBS = "hf-jobs"
+    SKYPILOT = "skypilot"
+
+
+@app.command()
+def launch(recipe: RecipeArgument,
+           on: Annotated[Where, typer.Option("--on", help="hf-jobs starts a job on the Hub; skypilot writes a task for `sky launch`.")],
+           flavor: Annotated[str, typer.Option("--flavor", metavar="NAME", help="The machine: of `hf jobs hardware`, such as a100-large; with skypilot its accelerators, such as A100-80GB:1.")],
+           max_usd: Annotated[float, typer.Option("--max-usd", help="The job is stopped when it has cost so many US dollars.")],
+           overrides: OverridesArgument = None,
+           timeout: Annotated[str | None, typer.Option("--timeout", metavar="6h", help="Stop the job after this time, if the money lasts longer.")] = None,
+           usd_per_hour: Annotated[float | None, typer.Option("--usd-per-hour", help="Price of the machine, where the Hub states none; with skypilot the most it may cost.")] = None,
+           mirror: Annotated[str | None, typer.Option("--mirror", metavar="ORG/NAME", help="Private Hub repository for the recipe and the finished stages; YOU/<recipe name>-run without it.")] = None,
+           namespace: Annotated[str | None, typer.Option("--namespace", metavar="ORG", help="Whose job it is, and who pays; yours without it.")] = None,
+           image: Annotated[str | None, typer.Option("--image", metavar="NAME:TAG", help="Container image; that of this version without it.")] = None,
+           output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="With skypilot: the file to write; <recipe name>.sky.yaml without it.")] = None,
+           dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show what would be sent; send nothing.")] = False,
+           detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job's log.")] = False,
+           allow_remote_code: RemoteCodeOption = False, revision: RevisionOption = None) -> None:  # fmt: skip
+    """Run a recipe on a rented machine, with a limit on its cost.
+
+    The recipe and finished stages go to a private mirror repository, so the same command goes on with a job that was cut off.
+
+    Examples: `hubdistill launch my.yaml --on hf-jobs --flavor a100-large --max-usd 20 --dry-run`
+    """
+    from hubdistill.hub import jobs, skypilot
+
+    order, whose = _order(Asked(recipe, overrides, allow_remote_code, revision), on, flavor, max_usd, timeout, usd_per_hour, mirror, namespace, image)
+    if on is Where.SKYPILOT:
+        text, file = skypilot.task_text(order, flavor), output or Path(f"{order.mirror.split('/')[1].removesuffix('-run')}.sky.yaml")
+        if dry_run:
+            _print(f"{order.recipe_text()}\n\nWrite {file}:\n\n{text}\nNothing was sent.")
+            return
+        order.send_recipe()
+        write_atomically(file, text.encode())
+        _print(f"{file}\nNext: sky launch {shlex.quote(str(file))} --secret HF_TOKEN\nTo go on anywhere: {order.resume}")
+        return
+    job = jobs.job_of(order, flavor, whose)
+    jobs.refuse_second(order, whose)
+    if dry_run:
+        _print(f"{order.recipe_text()}\n\nStart a job in {whose}:\n\n{jobs.shown(job)}\n\nNothing was sent.")
+        return
+    running = jobs.start(order, job)
+    _print(f"{running.url}\nFollow:  {running.follow_command}\nStop:    {running.cancel_command}\nGo on:   {order.resume}   (on any machine, if the job is cut off)")
+    if not detach:
+        sys.stdout.flush()
+        jobs.follow(running, _complain, order.resume)
+        _print(f"Done: {running.url}")
+
+
+def _order(asked: Asked, on: Where, flavor: str, max_usd: float, timeout: str | None, usd_per_hour: float | None, mirror: str | None,
+           namespace: str | None, image: str | None) -> tuple[Any, str]:  # fmt: skip
+    """The order for a job and the namespace it belongs to, with everything checked; said on stderr, nothing sent."""
+    from hubdistill.console import calm_libraries
+    from hubdistill.hub import jobs
+    from hubdistill.hub import launch as launches
+    from hubdistill.hub.budget import budget
+    from hubdistill.plan import make_plan
+    from hubdistill.publication import announce
+
+    calm_libraries()
+    if on is Where.SKYPILOT and usd_per_hour is None:
+        raise InputError("--max-usd: the price of a machine that SkyPilot finds is not known here; add --usd-per-hour with the most it may cost")
+    price = (usd_per_hour or 0, "--usd-per-hour") if on is Where.SKYPILOT else jobs.hourly_price(flavor, usd_per_hour)
+    limits = budget(max_usd, timeout, *price)
+    plan = make_plan(asked.load(), elsewhere=True)
+    whose = namespace or launches.user_name()
+    if plan.recipe.publish:
+        announce(plan.recipe.publish, _say)
+    order = launches.prepare(plan, mirror or launches.default_mirror(plan, whose), image or launches.IMAGE, limits)
+    for warning in (*plan.warnings, *order.warnings):
+        _say(f"warning: {warning}")
+    _say(limits.text())
+    return order, whose
 
 
 @app.command()

@@ -59,5 +59,15 @@ class SamplingError(HubdistillError, RuntimeError):
     exit_code = 1
 
 
+class JobError(HubdistillError, RuntimeError):
+    """A job on other machines did not complete, or is no longer followed; `exit_code` is its own where that is known."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, exit_code: int = 1):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class MissingPackageError(HubdistillError, ImportError):
     """An optional package is needed and is not installed; the message holds the pip command."""

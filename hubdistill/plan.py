@@ -132,13 +132,14 @@ def _model(facts: ModelFacts) -> dict[str, Any]:
             "config": {name: inner.get(name, facts.config.get(name)) for name in names}}  # fmt: skip
 
 
-def make_plan(loaded: LoadedRecipe, *, offline: bool = False) -> Plan:
+def make_plan(loaded: LoadedRecipe, *, offline: bool = False, elsewhere: bool = False) -> Plan:
     """Resolve models and data, and check everything that needs no weights.
 
-    Raises RecipeError with every problem found; `offline` leaves what is not cached unresolved instead.
+    Raises RecipeError with every problem found; `offline` leaves what is not cached unresolved instead, and
+    `elsewhere` does not ask for what only the machine that will run it must have.
     """
     recipe, processes = loaded.recipe, planned_processes(loaded.recipe)
-    problems = check_settings(recipe, processes)
+    problems = check_settings(recipe, processes, elsewhere=elsewhere)
     found = _resolve(loaded, offline, problems)
     teacher, source, student, prompts = found
     questions = _check_questions(loaded, offline, problems)

@@ -13,15 +13,15 @@ from hubdistill.recipe import Recipe
 from hubdistill.targets.base import Target
 
 
-def check_settings(recipe: Recipe, processes: int) -> list[str]:
-    """Settings that contradict each other, this version or this machine."""
+def check_settings(recipe: Recipe, processes: int, *, elsewhere: bool = False) -> list[str]:
+    """Settings that contradict each other, this version or this machine; `elsewhere` where another one will run the recipe."""
     problems = []
     if recipe.train.pairs_per_step % (recipe.train.micro_batch * processes):
         problems.append(
             f"train.pairs_per_step: {recipe.train.pairs_per_step} is not a multiple of micro_batch x processes = "
             f"{recipe.train.micro_batch} x {processes}; change one of them"
         )
-    if recipe.sampling.engine == "vllm" and vllm_version() is None:
+    if recipe.sampling.engine == "vllm" and not elsewhere and vllm_version() is None:
         problems.append("sampling.engine: vllm is not installed; `pip install 'hubdistill[vllm]'`, or write `transformers`")
     if recipe.student.dtype == "float16":
         problems.append("student.dtype: gradients vanish in float16; write bfloat16 or float32")
@@ -31,7 +31,7 @@ def check_settings(recipe: Recipe, processes: int) -> list[str]:
         if ":" in device and not device.endswith(":0")
     ]
     tracker = recipe.train.tracker
-    if tracker != "none" and not importlib.util.find_spec(tracker):
+    if tracker != "none" and not elsewhere and not importlib.util.find_spec(tracker):
         problems.append(f"train.tracker: {tracker} is not installed; `pip install {tracker}`, or write `none` (metrics.jsonl is always written)")
     return problems
 

@@ -29,6 +29,7 @@ class RunDirectory:
     said: Callable[[str, str], None] = lambda name, what: None
     digests: dict[str, str] = field(default_factory=dict)  # stage -> digest of its outputs
     processes: Processes = ALONE
+    kept: Callable[[str], None] = lambda name: None  # told of every stage that is finished, now or before; the mirror listens
 
     @contextmanager
     def locked(self) -> Iterator[RunDirectory]:
@@ -81,6 +82,8 @@ class RunDirectory:
             done = self.processes.share(self._finish(name, wanted, outputs, result, time.monotonic() - started) if first else None)
         assert done is not None, "the first process has finished the stage"
         self.digests[name] = digest_of(done["outputs"])
+        if first:
+            self.kept(name)
         return done["result"]
 
     def _kept(self, name: str, wanted: str, outputs: Sequence[str]) -> dict[str, Any] | None:
@@ -102,6 +105,11 @@ class RunDirectory:
         manifest = {"stage": name, "inputs": wanted, "outputs": found, "result": result, "seconds": round(seconds, 2)}
         write_json(self._manifest_path(name), manifest)
         return manifest
+
+    def intact(self, name: str) -> dict[str, Any] | None:
+        """The manifest of a finished stage whose outputs are still what it wrote; None where there is none."""
+        found = self._manifest(name)
+        return found if found and found["outputs"] == self._outputs(list(found["outputs"])) else None
 
     def seconds(self) -> dict[str, float]:
         """Wall-clock seconds that each stage of this run took, now or when it was done, in their order."""

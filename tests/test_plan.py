@@ -432,6 +432,8 @@ def with_vllm(monkeypatch):
 def test_an_engine_that_is_not_installed_is_refused(folder, without_vllm):
     expected = "sampling.engine: vllm is not installed; `pip install 'hubdistill[vllm]'`, or write `transformers`"
     assert problems_of(folder, "sampling.engine=vllm") == (expected,)
+    elsewhere = make_plan(load_recipe(folder / "tiny.yaml", ["sampling.engine=vllm"]), elsewhere=True)  # another machine has it
+    assert elsewhere.recipe.sampling.engine == "vllm"
 
 
 def test_vllm_is_planned_where_it_is_installed(folder, with_vllm):

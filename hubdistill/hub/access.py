@@ -58,14 +58,15 @@ def check_access(repo: str, *, private: bool = True, write: bool = True) -> Acce
     )
 
 
-def hub_api(repo: str) -> HfApi:
-    """The client for publishing; HubError where it is offline or has no token."""
+def hub_api(repo: str, action: str = "") -> HfApi:
+    """The client for publishing, or for another `action` that needs a token; HubError where it is offline or has none."""
     from huggingface_hub import HfApi, constants
 
+    action = action or f"publish to {repo}"
     if constants.HF_HUB_OFFLINE:
-        raise HubError(f"cannot publish to {repo}: HF_HUB_OFFLINE is set. Unset it, and push again.")
+        raise HubError(f"cannot {action}: HF_HUB_OFFLINE is set. Unset it, and run the command again.")
     if hub_token() is None:
-        raise HubError(f"cannot publish to {repo}: not logged in. {LOGIN}")
+        raise HubError(f"cannot {action}: not logged in. {LOGIN}")
     return HfApi(library_name="hubdistill", library_version=hubdistill.__version__)
 
 

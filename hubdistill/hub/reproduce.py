@@ -9,6 +9,7 @@ from hubdistill.hub.local_names import short_names
 from hubdistill.plan import Plan
 from hubdistill.recipe import dump_resolved
 from hubdistill.shipped import SHIPPED
+from hubdistill.specs import PublishSpec
 
 
 def public_names(plan: Plan) -> dict[str, str]:
@@ -24,8 +25,8 @@ def files_of_this_machine(plan: Plan) -> list[str]:
     return sorted({facts.reference for facts in sources if facts.kind == "local" and not facts.reference.startswith(SHIPPED)})
 
 
-def pinned_recipe(plan: Plan) -> str:
-    """The recipe with all values spelled out, every Hub revision pinned and no path of this machine; without `publish`, so that who reruns it pushes nothing."""
+def pinned_recipe(plan: Plan, publish: PublishSpec | None = None) -> str:
+    """The recipe with all values spelled out, every Hub revision pinned and no path of this machine; without `publish` unless it is given, so that who reruns it pushes nothing."""
     recipe, names = plan.recipe, public_names(plan)
     pins = {}
 
@@ -37,4 +38,4 @@ def pinned_recipe(plan: Plan) -> str:
     sets = iter(plan.questions)
     pins["evaluate"] = tuple(one.model_copy(update={"questions": pinned(one.questions, "dataset", next(sets))}) if one.questions else one for one in recipe.evaluate)
     header = f"# Made by hubdistill {__version__} from the recipe '{plan.loaded.name}': every default spelled out, every revision pinned.\n"
-    return header + dump_resolved(recipe.model_copy(update={**pins, "publish": None}))
+    return header + dump_resolved(recipe.model_copy(update={**pins, "publish": publish}))

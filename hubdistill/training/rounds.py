@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,5 +160,14 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
             config.target_modules = sorted(config.target_modules)
     model.save_pretrained(str(temporary))
     (temporary / "README.md").unlink(missing_ok=True)  # PEFT's stub; ours is written from measurements
+    _forget_place(temporary / "adapter_config.json")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+def _forget_place(config: Path) -> None:
+    """Name a base that is a folder of this machine by its last part: on another machine the same adapter is the same files then.
+    After PEFT has written it, who looks there for the base's vocabulary."""
+    found = json.loads(config.read_text(encoding="utf-8"))
+    if os.path.isabs(base := found.get("base_model_name_or_path") or ""):
+        config.write_text(json.dumps(found | {"base_model_name_or_path": os.path.basename(base)}, indent=2, sort_keys=True), encoding="utf-8")

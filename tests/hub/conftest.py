@@ -122,6 +122,47 @@ def client(hub: HubServer, tmp_path: Path) -> Callable[..., tuple[list[dict[str,
     return call
 
 
+class Service:
+    """tests.hub.client in a process that stays: `call(step, ...)` gives the results, `said()` all that it logged."""
+
+    def __init__(self, hub: HubServer, home: Path):
+        self.hub, self.home = hub, home
+        env = {"PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home / "hf"), "HUBDISTILL_CACHE": str(home / "hubdistill"), "HF_ENDPOINT": hub.url, "HF_TOKEN": ALICE,
+               "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # fmt: skip
+        self._log = (home / "log").open("wb")
+        self.process = subprocess.Popen([sys.executable, "-m", "tests.hub.client", "--serve"], env=env, cwd=home, text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)  # fmt: skip
+
+    def call(self, *steps: dict[str, Any]) -> list[dict[str, Any]]:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps([{"token": ALICE, **step} for step in steps]) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, self.said()[-4000:]
+        return json.loads(line)
+
+    def said(self) -> str:
+        return (self.home / "log").read_text()
+
+    def close(self) -> None:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.close()
+        self.process.wait(20)
+        self.process.stdout.close()
+        self._log.close()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One Hub and one client for all tests of a file."""
+    with HubServer() as server:
+        found = Service(server, tmp_path_factory.mktemp("service"))
+        yield found
+        found.close()
+
+
 @pytest.fixture(params=["xet", "lfs"])
 def storage(request: pytest.FixtureRequest) -> dict[str, str]:
     """The environment for either way of large files."""

@@ -234,9 +234,14 @@ def test_learning_rate_is_one_schedule_over_all_rounds():
     assert all(a >= b for a, b in itertools.pairwise(values[100:]))
 
 
-def test_the_same_adapter_is_the_same_files_in_every_process(tmp_path):
+def test_the_same_adapter_is_the_same_files_in_every_process_and_on_every_machine(tmp_path):
     model = fresh_student()
+    model.get_base_model().config.save_pretrained(tmp_path / "cache" / "1234")
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "cache" / "1234")
     rounds_module.save_adapter(model, tmp_path / "adapter")
-    names = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    names = saved["target_modules"]
     assert len(names) > 2
     assert names == sorted(names)  # not the order of a set, which hangs on the process
+    assert saved["base_model_name_or_path"] == "1234"  # nor the place of the base
+    assert saved["r"] == model.peft_config["default"].r
