@@ -108,7 +108,8 @@ def test_two_processes_go_on_where_they_were_killed(text):
     process = started(text, "killed", *settings)
     until = time.monotonic() + 200
     while not list((text / "killed").glob("round_1/checkpoints/checkpoint-*/curriculum.json")):
-        assert time.monotonic() < until and process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -129,4 +130,5 @@ def test_one_mistake_is_told_once_with_its_exit_code(text):
     (text / "bad.jsonl").write_text('{"prompt": 3}\n' * 8)
     done = hubdistill("run", "tiny.yaml", BOTH, "prompts.dataset=bad.jsonl", "warmup.responses=teacher", "prompts.response_column=null", "--output", "bad", folder=text)
     assert done.code == 2
-    assert done.err.count("bad.jsonl:row 1 ") == 1 and "Traceback" not in done.err
+    assert done.err.count("bad.jsonl:row 1 ") == 1
+    assert "Traceback" not in done.err
