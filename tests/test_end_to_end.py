@@ -18,6 +18,7 @@ from hubdistill.recipe import load_recipe
 from hubdistill.run import Run
 from hubdistill.rundir import RunDirectory
 from hubdistill.stages import Workshop
+from hubdistill.teaching import Teaching
 from tests import tiny
 from tests.command import called, hubdistill
 from tests.hub_server import HubServer
@@ -196,7 +197,7 @@ def test_the_warm_up_on_ground_truth_ends_turns_as_the_template_does_and_counts_
     with RunDirectory(tmp_path / "run", notes.stage).locked() as directory:
         run = Run(plan, directory, notes)
         run.distil(until="prompts")
-        found, counts = run._warm_up_rows()
+        found, counts = Teaching(run.shop, directory.processes, run._read("train"))._rows(None)
     assert counts == {"without_response": 1, "cut": 1, "outside_vocabulary": 0}
     assert len(found) == 11
     assert sorted(row.response_ids[-1] == 3 for row in found) == [False] + [True] * 10

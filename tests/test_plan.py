@@ -400,12 +400,21 @@ def test_the_step_must_divide_into_micro_batches(folder):
     assert problems_of(folder, "train.micro_batch=3") == (expected,)
 
 
-def test_several_processes_are_refused(folder, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    expected = "several processes (WORLD_SIZE is 2) are not in this version; start hubdistill without torchrun or accelerate"
-    assert problems_of(folder) == (expected,)
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    assert plan_of(folder).processes == 1
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.distributed.processes=2", "teacher.device=cpu"], "teacher.device: cpu, and 2 processes train, each on its own device; write `auto`, with `teacher.placement: offload` or `cached` where both models do not fit"),
+        (["train.distributed.processes=2", "train.distributed.strategy=fsdp2", "teacher.placement=cached"], "teacher.placement: cached, and fsdp2 spreads the teacher over the processes; write `resident`, or `train.distributed.strategy: ddp`"),
+        (["train.distributed.processes=3"], "train.pairs_per_step: 4 is not a multiple of micro_batch x processes = 2 x 3; change one of them"),
+    ],
+)
+def test_processes_that_cannot_train_so_are_refused(folder, overrides, said):
+    assert problems_of(folder, *overrides) == (said,)
+
+
+def test_the_plan_counts_the_processes(folder):
+    plan = plan_of(folder, "train.distributed.processes=2")
+    assert (plan.processes, plan.accumulation) == (2, plan.recipe.train.pairs_per_step // (2 * plan.recipe.train.micro_batch))
 
 
 def test_a_student_in_float16_is_refused_and_a_teacher_is_not(folder):

@@ -32,7 +32,7 @@ def test_the_bytes_of_a_4_bit_model_are_its_halves_of_bytes_its_scales_and_what_
     quantised = [module.weight.quant_state for module in model.modules() if type(module).__name__ == "Linear4bit"]
     weights = sum(state.shape.numel() for state in quantised)
     scales = sum(-(-state.shape.numel() // 64) for state in quantised)
-    floating = 4 * (2 * 260 * 32 + 7 * 32)  # embedding, head, norms
+    floating = 4 * (2 * 260 * 64 + 7 * 64)  # embedding, head, norms
     found = weight_bytes(model) - floating - weights // 2
     if not double:
         assert scales * 4 < found < scales * 4 + len(quantised) * 128  # and 16 code values a layer
