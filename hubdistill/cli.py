@@ -59,12 +59,13 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: Out
 
     if publish:
         announce(publish, started.reporter.note)
+    mirror = mirror if told().first else None  # the others write nothing, and need no token
     if mirror:
         from hubdistill.hub.mirror import attach, check_mirror
 
         started.reporter.note(f"finished stages go to {check_mirror(mirror, started.plan)}")
     with started.opened() as current:
-        mirrored = attach(mirror, current.directory, started.plan, started.reporter.note) if mirror and current.processes.first else None
+        mirrored = attach(mirror, current.directory, started.plan, started.reporter.note) if mirror else None
         current.distil()
         if not current.processes.first:
             return
