@@ -82,7 +82,7 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: Out
 @app.command()
 def plan(recipe: RecipeArgument, overrides: OverridesArgument = None, json_: JsonOption = False, allow_remote_code: RemoteCodeOption = False,
          revision: RevisionOption = None,
-         offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub; what is not cached stays unresolved.")] = False) -> None:  # fmt: skip
+         offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub or a server of the recipe; what is not cached stays unresolved.")] = False) -> None:  # fmt: skip
     """Show what a recipe would do, and every mistake in it, without loading weights.
 
     Prints resolved commits, rounds and steps, and the alpha and beta schedules. Exit code 2 if the recipe cannot run.
@@ -92,7 +92,7 @@ def plan(recipe: RecipeArgument, overrides: OverridesArgument = None, json_: Jso
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of files that are small; read when the libraries are imported
     asked = Asked(recipe, overrides, allow_remote_code, revision)
-    found = make_plan(asked.load(), offline=offline).as_dict()
+    found = make_plan(asked.load(), offline=offline, ask_server=not offline).as_dict()
     _print(json.dumps(found, indent=2) if json_ else plan_text(found) + f"\n\nNext: {asked.run_command(None)}")
 
 

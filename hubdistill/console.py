@@ -88,6 +88,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"prompts   {_pinned(plan['prompts'])}",
         f"          {_at_most(plan['prompts_at_most'], 'training prompt')}, {plan['recipe']['prompts']['heldout']} held out",
         *(f"questions {_pinned(one)}, {_at_most(_fewer(one['rows'], spec['count']), 'question')}" for one, spec in _questions(plan)),
+        *_served(plan),
         f"rounds    {plan['rounds']} of {_at_most(steps, 'step')} of {counted(plan['recipe']['train']['pairs_per_step'], 'pair')}"
         f" ({plan['micro_batches_per_step']} micro-batches on {plan['processes']} process{'es' if plan['processes'] > 1 else ''})",
         f"vocabulary {plan['common_vocabulary'] or 'not compared'}",
@@ -98,6 +99,12 @@ def plan_text(plan: dict[str, Any]) -> str:
         *(f"{row['round']:>5}     {row['first']:.3f}       {row['last']:.3f}  {row['mean']:.3f}  {alpha}" for row, alpha in zip(plan["beta"], plan["alpha"], strict=True)),
     ]
     return "\n".join([*lines, *(f"warning: {text}" for text in plan["warnings"])])
+
+
+def _served(plan: dict[str, Any]) -> list[str]:
+    """Who answers for the teacher, where its own engine does not."""
+    server = plan["recipe"]["sampling"]["server"]
+    return [f"answers   of the teacher come from {server['url']}, as {server['model'] or plan['recipe']['teacher']['model']}"] if server else []
 
 
 def _pinned(found: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from hubdistill.plan_checks import (
     check_lengths,
     check_publish,
     check_readers,
+    check_server,
     check_settings,
     check_stored,
     check_vllm,
@@ -37,6 +38,7 @@ from hubdistill.targets.base import Target
 
 if TYPE_CHECKING:
     from hubdistill.losses.schedules import BetaTable
+    from hubdistill.specs import ServerSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,16 @@ class Plan:
         """How the student is quantised; None where it is not."""
         return self.target.quantization(self.recipe.target.options)
 
+    def served(self, who: str) -> ServerSpec | None:
+        """The server that answers the rounds' prompts for a model, where one does."""
+        return self.recipe.sampling.server if who == "teacher" else None
+
+    @property
+    def served_as(self) -> str:
+        """The name of the teacher on the server."""
+        server = self.recipe.sampling.server
+        return (server.model if server else None) or self.recipe.teacher.model
+
     def number_format(self, who: str) -> str:
         """What, besides its commit, decides a model's numbers."""
         if who == "teacher":
@@ -132,11 +144,12 @@ def _model(facts: ModelFacts) -> dict[str, Any]:
             "config": {name: inner.get(name, facts.config.get(name)) for name in names}}  # fmt: skip
 
 
-def make_plan(loaded: LoadedRecipe, *, offline: bool = False, elsewhere: bool = False) -> Plan:
+def make_plan(loaded: LoadedRecipe, *, offline: bool = False, elsewhere: bool = False, ask_server: bool = False) -> Plan:
     """Resolve models and data, and check everything that needs no weights.
 
     Raises RecipeError with every problem found; `offline` leaves what is not cached unresolved instead, and
-    `elsewhere` does not ask for what only the machine that will run it must have.
+    `elsewhere` does not ask for what only the machine that will run it must have. `ask_server` asks `sampling.server` for
+    the teacher; a run does so when it samples, for by then the server may have done its work.
     """
     recipe, processes = loaded.recipe, planned_processes(loaded.recipe)
     problems = check_settings(recipe, processes, elsewhere=elsewhere)
@@ -157,6 +170,7 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False, elsewhere: bool = 
     if prompts and prompts.responses is False and recipe.warmup.kind == "sft" and recipe.warmup.responses == "ground_truth":
         problems.append("warmup.responses: the first prompts have no ground-truth response; name their column in prompts.response_column, or write warmup.responses: teacher")
     problems += [] if problems else check_readers(target, {"teacher": teacher, "student": source})
+    problems += [] if problems or not ask_server else check_server(recipe)
     vocab = None if problems else _common_vocab(teacher, source, offline, problems)
     if problems:
         raise RecipeError([f"{loaded.path}: {problem}" for problem in problems])

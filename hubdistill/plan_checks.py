@@ -7,9 +7,11 @@ import importlib.util
 from hubdistill.errors import HubdistillError
 from hubdistill.models.quantized_config import stored
 from hubdistill.models.sources import ModelFacts
+from hubdistill.pairs.server_client import key_of
 from hubdistill.pairs.vllm_settings import BIASES, vllm_version
 from hubdistill.processes import told, visible_gpus
 from hubdistill.recipe import Recipe
+from hubdistill.specs import ServerSpec
 from hubdistill.targets.base import Target
 
 
@@ -23,6 +25,8 @@ def check_settings(recipe: Recipe, processes: int, *, elsewhere: bool = False) -
         )
     if recipe.sampling.engine == "vllm" and not elsewhere and vllm_version() is None:
         problems.append("sampling.engine: vllm is not installed; `pip install 'hubdistill[vllm]'`, or write `transformers`")
+    if recipe.sampling.server:
+        problems += check_key(recipe.sampling.server, elsewhere=elsewhere)
     if recipe.student.dtype == "float16":
         problems.append("student.dtype: gradients vanish in float16; write bfloat16 or float32")
     problems += [
@@ -34,6 +38,31 @@ def check_settings(recipe: Recipe, processes: int, *, elsewhere: bool = False) -
     if tracker != "none" and not elsewhere and not importlib.util.find_spec(tracker):
         problems.append(f"train.tracker: {tracker} is not installed; `pip install {tracker}`, or write `none` (metrics.jsonl is always written)")
     return problems
+
+
+def check_key(server: ServerSpec, *, elsewhere: bool) -> list[str]:
+    """Whether the server's key is here; it goes to no other machine."""
+    if elsewhere:
+        return ["sampling.server: another machine will run the recipe, and gets neither the server's key nor its address; remove it, and sampling.engine answers"]
+    try:
+        key_of(server)
+    except HubdistillError as problem:
+        return [str(problem)]
+    return []
+
+
+def check_server(recipe: Recipe) -> list[str]:
+    """Whether the server is there and has the teacher; asks it."""
+    server = recipe.sampling.server
+    if server is None:
+        return []
+    from hubdistill.pairs.server_client import ask_for_model
+
+    try:
+        ask_for_model(server, server.model or recipe.teacher.model)
+    except HubdistillError as problem:
+        return [str(problem)]
+    return []
 
 
 def planned_processes(recipe: Recipe) -> int:
@@ -105,7 +134,7 @@ def check_vllm(recipe: Recipe, target: Target, teacher: ModelFacts, student: Mod
     rows = [count for facts in (teacher, student) if isinstance(count := facts.text_config.get("vocab_size"), int)]
     if rows and (extra := max(rows) - min(rows)) > BIASES:
         problems.append(f"sampling.engine: one model has {extra} ids that the other lacks, and vLLM holds back {BIASES} at most; {instead}")
-    for role, facts, spec in (("teacher", teacher, recipe.teacher), ("student", student, recipe.student)):
+    for role, facts, spec in (("teacher", teacher, recipe.teacher), ("student", student, recipe.student))[bool(recipe.sampling.server) :]:
         heads = facts.text_config.get("num_attention_heads")
         if isinstance(heads, int) and heads % devices:
             problems.append(f"sampling.vllm.tensor_parallel_size: {facts.reference} has {heads} attention heads, which {devices} devices cannot share evenly; choose a number that divides {heads}")

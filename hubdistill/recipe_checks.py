@@ -81,6 +81,9 @@ def similar_recipe(file: Path) -> str:
 def check_values(value: Any, context: Context) -> Iterator[Problem]:
     """Checks of single values; they work on a recipe that is otherwise invalid, so that all problems come at once."""
     yield from _variables(value, ())
+    sampling = value.get("sampling")
+    if context.origin == "hub" and isinstance(sampling, dict) and sampling.get("server") is not None:
+        yield ("sampling", "server"), "refused in a recipe from the Hub: your prompts, and a key of yours, would go to an address that others chose; copy the recipe, read it, and run the copy"
     for path, inner in _blocks(value):
         key = "dataset" if path[-1] in ("prompts", "questions") else "model"
         if isinstance(inner.get(key), str) and inner[key] and not _VARIABLE.search(inner[key]):
@@ -164,6 +167,7 @@ def check_together(recipe: Recipe) -> Iterator[Problem]:
     yield from _models(recipe)
     yield from _prompts(recipe)
     yield from _images(recipe)
+    yield from _server(recipe)
     yield from _warmup(recipe)
     yield from _loss(recipe)
     yield from _evaluate(recipe)
@@ -201,6 +205,16 @@ def _images(recipe: Recipe) -> Iterator[Problem]:
     for key in ("vision_tower", "projector"):
         if getattr(recipe.lora, key) and not vision:
             yield ("lora", key), f"has no effect, the target '{recipe.target.kind}' has none; remove it, or write target: {{kind: vlm}}"
+
+
+def _server(recipe: Recipe) -> Iterator[Problem]:
+    server, teacher = recipe.sampling.server, recipe.teacher.model
+    if server is None:
+        return
+    if _reads_images(recipe.target.kind):
+        yield ("sampling", "server"), f"is asked in text alone, and the target '{recipe.target.kind}' reads images; remove it"
+    if server.model is None and (is_local(teacher) or teacher.startswith(("pypi:", "toy:"))):
+        yield ("sampling", "server"), f"lacks model: '{show(teacher)}' is a name of this machine; write the name that the server gives the teacher"
 
 
 def _reads_images(kind: str) -> bool:

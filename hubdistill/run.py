@@ -127,10 +127,11 @@ class Run:
         def work() -> dict[str, Any]:
             with shop.answering(who, adapter) as model:
                 responses = shop.sample(self.path / folder, who, purpose, model, shop.questions(self._read(split), who), adapter, together=True)
-            return {key: responses.manifest[key] for key in ("rows", "tokens", "truncated")}
+            return {key: responses.manifest[key] for key in ("rows", "tokens", "truncated", "unusable")}
 
+        served = [plan.served_as] if plan.served(who) else []
         inputs = [self._model(who), plan.teacher.commit, plan.recipe.sampling.model_dump(exclude=NOT_THE_TEXT), plan.recipe.train.seed,
-                  plan.vocab, self.directory.digests["prompts"], self._digest_of_adapter(adapter)]  # fmt: skip
+                  plan.vocab, self.directory.digests["prompts"], self._digest_of_adapter(adapter), *served]  # fmt: skip
         self.directory.stage(stage, inputs, [f"{folder}/{who}.parquet", f"{folder}/{who}.json"], work, together=True)
 
     def _model(self, who: str) -> list[str]:

@@ -5,9 +5,11 @@ The JSON schema and docs/recipe.md are generated from this file: `python -m hubd
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, Strict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, Strict, field_validator, model_validator
 
 COMMIT = r"^[0-9a-f]{40}$"
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$")]
@@ -29,8 +31,6 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _remote_code_is_pinned(self) -> ModelSpec:
-        import re
-
         if self.trust_remote_code and not re.match(COMMIT, self.revision or ""):
             raise ValueError("trust_remote_code needs `revision` to be a full 40-digit commit, so that the code that runs is the code you read")
         return self
@@ -116,6 +116,42 @@ class VllmSpec(Spec):
     tensor_parallel_size: int = Field(1, ge=1, description="Devices that one model is spread over.")
 
 
+class ServerSpec(Spec):
+    """An OpenAI-compatible server that gives the teacher's responses of the rounds (vLLM, SGLang, transformers serve). The teacher's weights are needed here all the same: the loss is over its whole vocabulary."""
+
+    url: str = Field(description="Address as OpenAI clients take it, for example `http://127.0.0.1:8000/v1`; https where others can read the network. No user name, password or key in it.")
+    model: str | None = Field(None, min_length=1, description="Name that the server gives the teacher; `teacher.model` without it.")
+    api_key_env: str | None = Field(None, description="Environment variable that holds the server's key, for example OPENAI_API_KEY; none is sent without it.")
+    concurrency: int = Field(16, ge=1, le=1024, description="Requests in flight at once.")
+    timeout: float = Field(600.0, gt=0, description="Seconds that one answer may take.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address_without_secrets(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0) and not re.search(r"\s", url)
+        except ValueError:  # a port that is no number, a broken IPv6 address
+            fine = False
+        if not fine:
+            raise ValueError("is no web address (not shown); write the server's, for example http://127.0.0.1:8000/v1")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError("holds a user name, a password or a query (not shown), and recipes are published; write the address alone, and name the variable that holds the key in api_key_env")
+        return url.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _names_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError("is no name of an environment variable (not shown, it may be a key, and recipes are published); write the variable's name, for example OPENAI_API_KEY, and export the key in it")
+        return name
+
+    @property
+    def host(self) -> str:
+        """The address without scheme and path."""
+        return urlsplit(self.url).netloc
+
+
 class SamplingSpec(Spec):
     """How teacher and student answer the prompts (section 3.2 of the paper; 0.8 and 0.95 are its values)."""
 
@@ -126,6 +162,7 @@ class SamplingSpec(Spec):
     batch_size: int = Field(32, ge=1, description="Prompts answered at once by the transformers engine.")
     resample_teacher: bool = Field(False, description="Sample new teacher responses each round instead of keeping those of round 1.")
     vllm: VllmSpec = Field(VllmSpec(), description="Settings of the vllm engine; they decide no response.")
+    server: ServerSpec | None = Field(None, description="A server that gives the teacher's responses of the rounds, in place of `engine` (targets text, int4 and drafter). The student is sampled by `engine`.")
 
 
 class WarmupSpec(Spec):

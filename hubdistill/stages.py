@@ -23,6 +23,8 @@ from hubdistill.models.vocab import common_vocab
 from hubdistill.pairs.images import ImageStore
 from hubdistill.pairs.prompts import Encoded, Prompt
 from hubdistill.pairs.sampling import Sampler, TransformersSampler, share_of
+from hubdistill.pairs.server_answers import AnswerReader
+from hubdistill.pairs.server_sampling import ServerSampler
 from hubdistill.pairs.store import Question, ResponseHeader, ResponseSet, collect, seed_for
 from hubdistill.pairs.vllm_sampling import VllmSampler
 from hubdistill.plan import Plan
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-NOT_THE_TEXT = {"resample_teacher", "batch_size", "vllm"}  # fields of `sampling` that decide no response, but for rounding
+NOT_THE_TEXT = {"resample_teacher", "batch_size", "vllm", "server"}  # fields of `sampling` that decide no response, but for rounding
 NOT_THE_RESULT = {"tracker", "save_every", "micro_batch", "gradient_checkpointing", "device", "distributed"}  # and fields of `train` that decide no adapter
 
 
@@ -179,7 +181,10 @@ class Workshop:
 
     @contextmanager
     def answering(self, who: str, adapter: Path | None) -> Iterator[PreTrainedModel | None]:
-        """The model that answers a round's prompts; None where vLLM loads it, for which the device is left free."""
+        """The model that answers a round's prompts; None where a server has it, or vLLM loads it, for which the device is left free."""
+        if self.plan.served(who):
+            yield None
+            return
         if self.plan.recipe.sampling.engine == "vllm":
             self.build_student()
             release_memory()
@@ -189,27 +194,32 @@ class Workshop:
             yield model
 
     def _sampler(self, folder: Path, who: str, model: PreTrainedModel | None, adapter: Path | None) -> Sampler:
-        """The engine: transformers with a model that is loaded, vLLM without one."""
+        """The engine: transformers with a model that is loaded, a server or vLLM without one."""
         if model is not None:
             return TransformersSampler(model, self.stop_ids, self.pad_id, self.vocab, self.reporter.advance, self.media_ids, self._prepare(who))
         recipe, facts = self.plan.recipe, self.plan.teacher if who == "teacher" else self.plan.student
+        never = (*(i for i in self.media_ids if i < self.vocab), *range(self.vocab, facts.text_config["vocab_size"]))
+        if server := self.plan.served(who):
+            end = self.end_id if self.end_id in self.stop_ids else self.stop_ids[0]
+            return ServerSampler(server, self.plan.served_as, AnswerReader(self.tokenizer, self.stop_ids, end, self.vocab), never, self.reporter.advance)
         dtype = (recipe.teacher if who == "teacher" else recipe.student).dtype
         settings = engine_settings(facts, dtype, self.device.type, recipe.sampling, recipe.prompts.max_tokens, recipe.lora.rank if adapter else None, trained=who == "student")
-        never = (*(i for i in self.media_ids if i < self.vocab), *range(self.vocab, facts.text_config["vocab_size"]))
         return VllmSampler(settings, adapter, self.stop_ids, never, self.device.type, folder / f"{who}.vllm.log", self.reporter.advance)
 
     def sample(self, folder: Path, who: str, purpose: str, model: PreTrainedModel | None, questions: Sequence[Question], adapter: Path | None = None,
                settings: SamplingSpec | None = None, together: bool = False) -> ResponseSet:  # fmt: skip
-        """Sample one response a question into `folder`, resumable; see pairs/store.py. `settings` replace the recipe's; without a model, vLLM samples.
+        """Sample one response a question into `folder`, resumable; see pairs/store.py. `settings` replace the recipe's; without a model, a server or vLLM samples.
         The processes of a run share the questions where they are here `together`; vLLM, which has all devices, is the first's."""
         processes = self.processes if together else ALONE
         recipe, sampler = self.plan.recipe, self._sampler(folder, who, model, adapter)
         sampling = (settings or recipe.sampling).model_copy(update={"engine": sampler.engine})
         facts = self.plan.teacher if who == "teacher" else self.plan.student
+        said = sampling.model_dump(exclude=NOT_THE_TEXT) | ({"server": self.plan.served_as} if sampler.engine == "server" else {})
         header = ResponseHeader(
             who=who, purpose=purpose, model=facts.reference, commit=facts.commit, dtype=self.plan.number_format(who), vocab=self.vocab, adapter=folder_sha256(adapter) if adapter else None,
-            template=template_hash(self.readers[who]), sampling=sampling.model_dump(exclude=NOT_THE_TEXT),
+            template=template_hash(self.readers[who]), sampling=said,
             stop_ids=self.stop_ids, engine=sampler.engine, engine_version=sampler.version, seed=recipe.train.seed,
+            server=recipe.sampling.server.host if recipe.sampling.server and sampler.engine == "server" else None,
         )  # fmt: skip
 
         def missing(wanted: list[Question]) -> Iterator[list[Any]]:
@@ -225,7 +235,10 @@ class Workshop:
             self.reporter.start(f"{who} answers, {purpose}{share}", len(wanted), "responses")
             return sampler.sample(wanted, sampling, lambda prompt_id: seed_for(recipe.train.seed, purpose, who, prompt_id))
 
-        return collect(folder, header, questions, missing, processes)
+        found = collect(folder, header, questions, missing, processes)
+        if lost := found.manifest.get("unusable"):
+            self.reporter.note(f"{lost} of {len(found)} answers of {header.server} were not given as tokens of the teacher, and are left out")
+        return found
 
     @cached_property
     def _checked(self) -> set[str]:

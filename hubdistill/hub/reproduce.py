@@ -11,12 +11,16 @@ from hubdistill.recipe import dump_resolved
 from hubdistill.shipped import SHIPPED
 from hubdistill.specs import PublishSpec
 
+SERVER = "http://SERVER"  # in place of the address of one, which is nobody else's business
+
 
 def public_names(plan: Plan) -> dict[str, str]:
-    """Path of this machine -> what is published in its place."""
+    """Path of this machine, or address of a server of ours -> what is published in its place."""
     models = [(facts.reference, facts.location) for facts in (plan.teacher, plan.student_source) if facts.kind == "local"]
     data = [facts.reference for facts in (plan.prompts, *plan.questions) if facts.kind == "local" and not facts.reference.startswith(SHIPPED)]
-    return short_names(models, data)
+    server = plan.recipe.sampling.server
+    models += [(plan.served_as, "")] if server and "/" in plan.served_as[:2] else []  # a folder of the server's
+    return short_names(models, data) | ({server.url: SERVER} if server else {})
 
 
 def files_of_this_machine(plan: Plan) -> list[str]:
@@ -26,7 +30,7 @@ def files_of_this_machine(plan: Plan) -> list[str]:
 
 
 def pinned_recipe(plan: Plan, publish: PublishSpec | None = None) -> str:
-    """The recipe with all values spelled out, every Hub revision pinned and no path of this machine; without `publish` unless it is given, so that who reruns it pushes nothing."""
+    """The recipe with all values spelled out, every Hub revision pinned, no path of this machine and no server; without `publish` unless it is given, so that who reruns it pushes nothing."""
     recipe, names = plan.recipe, public_names(plan)
     pins = {}
 
@@ -37,5 +41,7 @@ def pinned_recipe(plan: Plan, publish: PublishSpec | None = None) -> str:
         pins[name] = pinned(getattr(recipe, name), key, facts)
     sets = iter(plan.questions)
     pins["evaluate"] = tuple(one.model_copy(update={"questions": pinned(one.questions, "dataset", next(sets))}) if one.questions else one for one in recipe.evaluate)
+    served = f"# The teacher's responses came from a server, as {names.get(plan.served_as, plan.served_as)}; here sampling.engine samples them.\n" if recipe.sampling.server else ""
+    pins["sampling"] = recipe.sampling.model_copy(update={"server": None})
     header = f"# Made by hubdistill {__version__} from the recipe '{plan.loaded.name}': every default spelled out, every revision pinned.\n"
-    return header + dump_resolved(recipe.model_copy(update={**pins, "publish": publish}))
+    return header + served + dump_resolved(recipe.model_copy(update={**pins, "publish": publish}))

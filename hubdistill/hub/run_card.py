@@ -140,13 +140,15 @@ def _training_rows(record: Mapping[str, Any]) -> dict[str, str]:
     rounds = [row for name, row in stages.items() if name.endswith("-train")]
     pairs = [row["pairs"] for row in rounds]
     teacher_said = "anew each round" if sampling["resample_teacher"] else "once, before round 1, and kept"
+    teacher_said += f", by a server (as {sampling['server']['model'] or record['teacher']['reference']})" if sampling.get("server") else ""
+    lost = sum(row.get("unusable", 0) for name, row in stages.items() if name.endswith("-teacher"))
     before = {"measured before training": note} if (note := stages.get("before-training", {}).get("note")) else {}
     return record["target_facts"] | before | {
         "prompts": f"{stages['prompts']['kept_train']} for training, {stages['prompts']['kept_heldout']} held out",
         "sampling": f"temperature {sampling['temperature']:g}, top-p {sampling['top_p']:g}, at most {sampling['max_tokens']} tokens; teacher responses {teacher_said}",
         "warm-up": "none" if warmup["kind"] == "none" else f"{warmup['epochs']:g} epochs of SFT on {warmup['responses'].replace('_', ' ')} responses, {stages['warmup']['rows']} rows",
         "rounds": f"{len(rounds)}, of {', '.join(map(str, pairs))} pairs and {', '.join(str(row['steps']) for row in rounds)} steps of {train['pairs_per_step']} pairs",
-        "left out": f"{sum(row['empty'] for row in rounds)} pairs with an empty response",
+        "left out": f"{sum(row['empty'] for row in rounds)} pairs with an empty response" + (f" ({counted(lost, 'answer')} of the server could not be read as tokens)" if lost else ""),
         "cut at the length limit": f"{sum(row['truncated_teacher'] for row in rounds)} teacher and {sum(row['truncated_student'] for row in rounds)} student responses (no end token is added)",
         "learning rate": f"{train['learning_rate']:g}, cosine over all rounds, 10 % warm-up",
         "seed": str(train["seed"]),

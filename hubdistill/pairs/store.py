@@ -22,6 +22,7 @@ from hubdistill.errors import InputError
 from hubdistill.files import digest_of, file_sha256, write_atomically
 from hubdistill.processes import ALONE, Processes
 
+UNUSABLE = "unusable"  # finish reason of an answer that was not given as tokens: it is left out, and not asked for again
 SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -44,12 +45,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Response:
-    """A sampled response. `response_ids` ends with the stop token exactly when `finish_reason` is `stop`."""
+    """A sampled response. `response_ids` ends with the stop token exactly when `finish_reason` is `stop`; it is empty where that is `unusable`."""
 
     prompt_id: str
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
-    finish_reason: str  # "stop" or "length"
+    finish_reason: str  # "stop", "length" or "unusable"
     seed: int
 
 
@@ -70,10 +71,11 @@ class ResponseHeader:
     engine: str
     engine_version: str
     seed: int
+    server: str | None = None  # host that answered, where the engine is one; the same model on another host gives the same set
 
     @property
     def digest(self) -> str:
-        return digest_of(asdict(self))
+        return digest_of({name: value for name, value in asdict(self).items() if name != "server"})
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ def _finish(folder: Path, header: ResponseHeader, wanted: str, responses: list[R
         "rows": len(responses),
         "tokens": sum(len(response.response_ids) for response in responses),
         "truncated": sum(response.finish_reason == "length" for response in responses),
+        "unusable": sum(response.finish_reason == UNUSABLE for response in responses),
     }
     write_atomically(folder / f"{header.who}.json", (json.dumps(manifest, indent=2) + "\n").encode())
 
