@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # A process that is done takes over half of what the other has left, so that files, and what their tests share, stay together.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: quickstart test test-slow lint docs gpu-check demo dev
+.PHONY: quickstart test test-slow lint docs image gpu-check demo dev
 
 quickstart: demo
 	$(BIN)/hubdistill run quickstart
@@ -27,9 +27,14 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m hubdistill.recipe_reference --check
+	$(BIN)/hadolint Dockerfile
 
 docs: dev
 	$(BIN)/python -m hubdistill.recipe_reference
+
+# The container image, built and tried on a stand-in of its base. Needs root, on Debian or Ubuntu.
+image:
+	.ci/image
 
 # On a machine with an accelerator and a torch built for it; elsewhere every one of these tests is skipped.
 gpu-check: dev

@@ -38,7 +38,7 @@ def write_problem(problem: OSError, path: Path, option: str = "--output") -> Run
     fixes = {
         errno.ENOSPC: "the disk is full; free some space and run the same command again, finished stages are kept",
         errno.EROFS: f"the file system is read-only; {other_place}",
-        errno.EACCES: f"permission denied; {other_place}",
+        errno.EACCES: f"permission denied to user id {os.geteuid()}; let it write there (chown; for a container: --user), or {other_place}",
         errno.ENOENT: f"its folder is not there; make that folder, or {other_place}",
         errno.ENOTDIR: f"a part of the path is a file; {other_place}",
         errno.EEXIST: f"a part of the path is a file; {other_place}",

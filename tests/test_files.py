@@ -100,7 +100,7 @@ def test_a_folder_in_the_place_of_the_file_is_an_error_and_leaves_nothing(tmp_pa
     [
         (OSError(errno.ENOSPC, "x"), "the disk is full; free some space and run the same command again, finished stages are kept"),
         (OSError(errno.EROFS, "x"), "the file system is read-only; choose another place with --output"),
-        (PermissionError(errno.EACCES, "x"), "permission denied; choose another place with --output"),
+        (PermissionError(errno.EACCES, "x"), f"permission denied to user id {os.geteuid()}; let it write there (chown; for a container: --user), or choose another place with --output"),
         (NotADirectoryError(errno.ENOTDIR, "x"), "a part of the path is a file; choose another place with --output"),
         (OSError(errno.EIO, "Input/output error"), "Input/output error; choose another place with --output"),
         (OSError("told in words"), "told in words; choose another place with --output"),

@@ -123,7 +123,7 @@ def test_a_file_in_the_path_is_an_error_with_the_fix(tmp_path):
             pytest.fail("there is no directory")
 
 
-@pytest.mark.parametrize(("number", "text"), [(errno.EACCES, "permission denied"), (errno.EROFS, "the file system is read-only"), (errno.ENOSPC, "the disk is full")])
+@pytest.mark.parametrize(("number", "text"), [(errno.EACCES, r"permission denied to user id \d+"), (errno.EROFS, "the file system is read-only"), (errno.ENOSPC, "the disk is full")])
 def test_a_directory_that_cannot_be_written_is_an_error_with_the_fix(tmp_path, monkeypatch, number, text):
     def touch(self, *args, **kwargs):
         raise OSError(number, "x")

@@ -28,6 +28,8 @@ def task(order: Order, accelerators: str) -> dict[str, Any]:
             "max_hourly_cost": order.budget.usd_per_hour,
             "autostop": {"idle_minutes": IDLE_MINUTES, "down": True},
         },
+        # SkyPilot sets a container up by sudo and logs in to it as its user; the image's own user has no sudo.
+        "config": {"docker": {"run_options": ["--user=root"]}},
         "envs": order.environment,
         "secrets": {TOKEN: None},  # no value: `sky launch --secret HF_TOKEN` reads it from the environment
         "run": shlex.join([*stop, *order.command]),

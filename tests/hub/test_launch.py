@@ -259,6 +259,7 @@ def test_a_skypilot_task_is_what_the_dry_run_showed_and_holds_no_token(service, 
     task = yaml.safe_load(file.read_text())
     assert task["run"] == "timeout --signal=INT --kill-after=60 36000 hubdistill run alice/sky --mirror alice/sky"
     assert task["secrets"] == {"HF_TOKEN": None}
+    assert task["config"] == {"docker": {"run_options": ["--user=root"]}}  # the image's user has no sudo
     assert task["resources"]["max_hourly_cost"] == 2.0
     assert task["resources"]["autostop"] == {"idle_minutes": 5, "down": True}
 
