@@ -25,6 +25,7 @@ def check_settings(recipe: Recipe, processes: int, *, elsewhere: bool = False) -
         )
     if recipe.sampling.engine == "vllm" and not elsewhere and vllm_version() is None:
         problems.append("sampling.engine: vllm is not installed; `pip install 'hubdistill[vllm]'`, or write `transformers`")
+    problems += [] if elsewhere else check_engines(recipe)
     if recipe.sampling.server:
         problems += check_key(recipe.sampling.server, elsewhere=elsewhere)
     if recipe.student.dtype == "float16":
@@ -141,6 +142,19 @@ def check_vllm(recipe: Recipe, target: Target, teacher: ModelFacts, student: Mod
         if facts.config and spec.dtype == "auto" and facts.saved_dtype is None:
             problems.append(f"{role}.dtype: the config of {facts.reference} names no number format, so vLLM would choose one of its own; write bfloat16 or float32")
     return problems
+
+
+def check_engines(recipe: Recipe) -> list[str]:
+    """Whether this machine has a device for each part of each of vLLM's engines."""
+    spec, device = recipe.sampling.vllm, recipe.train.device
+    if recipe.sampling.engine != "vllm" or spec.data_parallel_size == 1:
+        return []
+    if device not in ("auto", "cpu", "cuda"):
+        return [f"sampling.vllm.data_parallel_size: {spec.data_parallel_size}, and only GPUs of NVIDIA and cores of a CPU are shared out; write 1 with train.device: {device}"]
+    gpus, wanted = visible_gpus(), spec.data_parallel_size * spec.tensor_parallel_size
+    if device != "cpu" and 0 < gpus < wanted:
+        return [f"sampling.vllm.data_parallel_size: {spec.data_parallel_size} engines on {spec.tensor_parallel_size} devices each need {wanted} GPUs, and {gpus} are visible; lower one of them"]
+    return []
 
 
 def check_stored(recipe: Recipe, student: ModelFacts) -> list[str]:

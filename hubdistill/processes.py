@@ -86,7 +86,12 @@ def joined(device: str) -> Iterator[Processes]:
 
 def visible_gpus(environment: Mapping[str, str] = os.environ, driver: Path = Path("/proc/driver/nvidia/gpus")) -> int:
     """How many NVIDIA GPUs this process may use, without asking CUDA, which takes seconds and memory of one."""
+    return len(gpu_names(environment, driver))
+
+
+def gpu_names(environment: Mapping[str, str] = os.environ, driver: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the NVIDIA GPUs that this process may use: numbers, or what it says itself."""
     named = environment.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return len([one for one in named.split(",") if one.strip() not in ("", "-1")])
-    return len(list(driver.iterdir())) if driver.is_dir() else 0
+        return [name for one in named.split(",") if (name := one.strip()) not in ("", "-1")]
+    return [str(number) for number in range(len(list(driver.iterdir())))] if driver.is_dir() else []

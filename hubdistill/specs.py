@@ -114,6 +114,7 @@ class VllmSpec(Spec):
 
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of each device's memory that vLLM takes, for weights and the keys and values of the prompts in flight; of main memory on a CPU.")
     tensor_parallel_size: int = Field(1, ge=1, description="Devices that one model is spread over.")
+    data_parallel_size: int = Field(1, ge=1, le=256, description="Engines that share the prompts, each a copy of the model on `tensor_parallel_size` devices of its own.")
 
 
 class ServerSpec(Spec):

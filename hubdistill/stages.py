@@ -204,7 +204,8 @@ class Workshop:
             return ServerSampler(server, self.plan.served_as, AnswerReader(self.tokenizer, self.stop_ids, end, self.vocab), never, self.reporter.advance)
         dtype = (recipe.teacher if who == "teacher" else recipe.student).dtype
         settings = engine_settings(facts, dtype, self.device.type, recipe.sampling, recipe.prompts.max_tokens, recipe.lora.rank if adapter else None, trained=who == "student")
-        return VllmSampler(settings, adapter, self.stop_ids, never, self.device.type, folder / f"{who}.vllm.log", self.reporter.advance)
+        return VllmSampler(settings, adapter, self.stop_ids, never, self.device.type, folder / f"{who}.vllm.log", self.reporter.advance,
+                           recipe.sampling.vllm.data_parallel_size)  # fmt: skip
 
     def sample(self, folder: Path, who: str, purpose: str, model: PreTrainedModel | None, questions: Sequence[Question], adapter: Path | None = None,
                settings: SamplingSpec | None = None, together: bool = False) -> ResponseSet:  # fmt: skip

@@ -470,6 +470,18 @@ def test_what_vllm_cannot_do_with_a_model_is_refused(folder, with_vllm):
     )
 
 
+def test_more_engines_than_there_are_devices_for_are_refused(folder, with_vllm, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    two = ["sampling.engine=vllm", "sampling.vllm={data_parallel_size: 2, tensor_parallel_size: 2}", "train.pairs_per_step=12"]
+    assert problems_of(folder, *two, "train.device=auto") == (
+        "sampling.vllm.data_parallel_size: 2 engines on 2 devices each need 4 GPUs, and 3 are visible; lower one of them",)  # fmt: skip
+    assert problems_of(folder, *two, "train.device=xpu") == (
+        "sampling.vllm.data_parallel_size: 2, and only GPUs of NVIDIA and cores of a CPU are shared out; write 1 with train.device: xpu",)  # fmt: skip
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert plan_of(folder, *two, "train.device=auto").recipe.sampling.vllm.data_parallel_size == 2
+    assert plan_of(folder, "sampling.engine=vllm", "sampling.vllm.data_parallel_size=2").resolved  # on a CPU
+
+
 @pytest.mark.parametrize("override", ["sampling.vllm.gpu_memory_utilization=0", "sampling.vllm.gpu_memory_utilization=1.5", "sampling.vllm.tensor_parallel_size=0",
                                       "sampling.vllm.max_model_len=8"])  # fmt: skip
 def test_keys_of_the_vllm_block_are_checked(folder, override):

@@ -14,9 +14,10 @@ def engine_settings(facts: ModelFacts, dtype: str, device: str, sampling: Sampli
     if dtype == "auto":  # vLLM's own `auto` would read float32 as float16
         saved = facts.saved_dtype or "float32"
         dtype = "float32" if device == "cpu" else "bfloat16" if saved == "float16" and trained else saved
+    share = sampling.vllm.data_parallel_size if device == "cpu" else 1  # main memory is one for all engines
     lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": vllm_rank(rank)} if rank else {}
     return {
         "model": facts.location, "revision": facts.revision, "trust_remote_code": facts.trust_remote_code, "load_format": "safetensors", "dtype": dtype,
         "max_model_len": longest_prompt + sampling.max_tokens, "generation_config": "vllm", "skip_tokenizer_init": True, "enable_prefix_caching": True, "seed": 0,
-        "gpu_memory_utilization": sampling.vllm.gpu_memory_utilization, "tensor_parallel_size": sampling.vllm.tensor_parallel_size, **lora,
+        "gpu_memory_utilization": sampling.vllm.gpu_memory_utilization / share, "tensor_parallel_size": sampling.vllm.tensor_parallel_size, **lora,
     }  # fmt: skip

@@ -53,11 +53,15 @@ def _answer(task: dict[str, Any], questions: list[dict[str, Any]], say: Say) -> 
 def _engine(task: dict[str, Any]) -> Any:
     from vllm import EngineArgs, LLMEngine
     from vllm.platforms import current_platform
+    from vllm.usage.usage_lib import UsageContext
 
     if current_platform.device_type != task["device"]:
         raise ValueError(f"train.device is {task['device']}, and the vLLM installed here runs on {current_platform.device_type}")
-    # On a CPU compiling takes longer than it saves, and an adapter switches it off anyway.
-    return LLMEngine.from_engine_args(EngineArgs(**task["engine"], enforce_eager=current_platform.is_cpu(), disable_log_stats=True))
+    # On a CPU compiling takes longer than it saves, and an adapter switches it off anyway; and the seeds of prompts that are
+    # read in parts fail there ("CPU Generator does not use offset").
+    here = {"enforce_eager": True, "enable_chunked_prefill": False} if current_platform.is_cpu() else {}
+    # The context is that of vllm.LLM: its batches are larger than an engine's own by up to eight times.
+    return LLMEngine.from_engine_args(EngineArgs(**task["engine"], **here, disable_log_stats=True), usage_context=UsageContext.LLM_CLASS)
 
 
 def _adapter(folder: str | None) -> Any:

@@ -23,7 +23,7 @@ def answer(question: dict, most: int, stop: int) -> dict:
 def main(how: str, record: str, descriptor: int) -> None:
     task = json.loads(sys.stdin.readline())
     with open(record, "a") as started:
-        started.write(json.dumps(task | {"pid": os.getpid()}) + "\n")
+        started.write(json.dumps(task | {"pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "threads": os.environ.get("OMP_NUM_THREADS")}) + "\n")
     questions = [json.loads(sys.stdin.readline()) for _ in range(task["questions"])]
     # vLLM finishes whom it likes first.
     random.Random(0).shuffle(questions)

@@ -37,10 +37,10 @@ def folder(model, tmp_path_factory):
 def engine(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
 
-    def made(settings=GREEDY, adapter=None, never=()):
+    def made(settings=GREEDY, adapter=None, never=(), longest=16):
         facts = find_model(ModelSpec(model=str(folder)), folder)
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        told = engine_settings(facts, "float32", device.type, settings, 16, 4 if adapter else None, trained=False)
+        told = engine_settings(facts, "float32", device.type, settings, longest, 4 if adapter else None, trained=False)
         return VllmSampler(told, adapter, (STOP,), never, device.type, tmp_path / "vllm.log")
 
     return made
@@ -99,6 +99,22 @@ def test_what_was_sampled_over_an_interruption_is_what_would_have_been_without(e
     assert len(asked) == 14
     assert file_sha256(tmp_path / "cut" / "teacher.parquet") == file_sha256(tmp_path / "whole" / "teacher.parquet")
     assert not {i for row in found.rows() for i in row.response_ids} & set(never)
+
+
+def test_two_engines_say_what_one_says(engine):
+    one = tokens(engine(DRAWN, never=(9,)), DRAWN)
+    two = engine(DRAWN, never=(9,))
+    two.workers = 2
+    assert tokens(two, DRAWN) == one
+
+
+def test_more_prompts_than_one_batch_holds_keep_their_seeds(engine):
+    """Prompts that are read in parts are drawn for twice, and on a CPU vLLM cannot take a seed back."""
+    many = [Question(f"q{i:03d}", tuple(4 + (i * j) % 30 for j in range(1, 61))) for i in range(200)]  # a batch of 4,096 tokens ends in the middle of one
+    short = DRAWN.model_copy(update={"max_tokens": 4})
+    found = tokens(engine(short, longest=64), short, many)
+    assert len(found) == 200
+    assert {key: found[key] for key in ("q034", "q068")} == tokens(engine(short, longest=64), short, [many[34], many[68]])
 
 
 def test_too_little_memory_is_one_error_with_the_field_to_change(engine, monkeypatch):

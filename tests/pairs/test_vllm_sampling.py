@@ -83,6 +83,47 @@ def test_a_death_in_the_middle_keeps_what_was_sampled_and_the_rerun_ends_as_if_t
     assert (tmp_path / "cut" / "teacher.json").read_bytes() == (tmp_path / "whole" / "teacher.json").read_bytes()
 
 
+def jobs(tmp_path):
+    return sorted((json.loads(line) for line in (tmp_path / "started").read_text().splitlines()), key=lambda job: job["gpus"] or "")
+
+
+def test_engines_that_share_the_questions_give_the_set_of_one(tmp_path, engine, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    one = sampled(tmp_path / "one", engine())
+    (tmp_path / "started").unlink()
+    several = sampled(tmp_path / "several", engine(workers=3))
+    assert [job["questions"] for job in jobs(tmp_path)] in ([7, 7, 6], [7, 6, 7], [6, 7, 7])
+    assert {job["threads"] for job in jobs(tmp_path)} == {"2"}
+    assert several.manifest["sha256"] == one.manifest["sha256"]
+    assert sorted(file.name for file in tmp_path.glob("*.log")) == ["teacher.vllm.0.log", "teacher.vllm.1.log", "teacher.vllm.2.log", "teacher.vllm.log"]
+    assert running(tmp_path) == []
+
+
+def test_each_engine_has_gpus_of_its_own(tmp_path, engine, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1,GPU-8f,7")
+    sampled(tmp_path, engine(workers=2, device="cuda", settings={"model": "m", "tensor_parallel_size": 2}))
+    assert [job["gpus"] for job in jobs(tmp_path)] == ["3,1", "GPU-8f,7"]
+
+
+def test_there_are_no_more_engines_than_questions(tmp_path, engine):
+    found = list(engine(workers=4).sample(QUESTIONS[:2], SETTINGS, seeds))
+    assert sum(map(len, found)) == len(jobs(tmp_path)) == 2
+
+
+def test_one_engine_that_dies_ends_the_others_and_what_all_said_is_kept(tmp_path, engine, monkeypatch):
+    monkeypatch.setattr(vllm_sampling, "BATCH", 2)
+    whole = sampled(tmp_path / "whole", engine())
+    (tmp_path / "started").unlink()
+    with pytest.raises(SamplingError, match=r"which are kept: its process ended without a word \(exit code 7\)\. Its output is in .*teacher\.vllm\.[012]\.log"):
+        sampled(tmp_path / "cut", engine("dies-after-3", workers=3))
+    assert running(tmp_path) == []
+    asked = []
+    again = engine(workers=3)
+    found = collect(tmp_path / "cut", HEADER, QUESTIONS, lambda missing: asked.extend(missing) or again.sample(missing, SETTINGS, seeds))
+    assert 20 - 9 <= len(asked) <= 20 - 3
+    assert found.manifest["sha256"] == whole.manifest["sha256"]
+
+
 def test_another_engine_is_another_set(tmp_path, engine):
     first = sampled(tmp_path, engine())
     other = sampled(tmp_path, engine(), dataclasses.replace(HEADER, engine="transformers"))
