@@ -231,3 +231,10 @@ def _scaled(width: int, height: int, pixels: int) -> tuple[int, int]:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
+
+
+def blank(side: int) -> PIL.Image.Image:
+    """A grey image."""
+    from PIL import Image
+
+    return Image.new("RGB", (side, side), (128, 128, 128))

@@ -1,0 +1,113 @@
+"""Devices by name: memory, speed and price; and what this machine is."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+
+from hubdistill.errors import InputError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A device that a run could be on. `tflops` are dense matrix products in the format that models are loaded in."""
+
+    name: str
+    kind: str  # "cuda" or "cpu"
+    memory: int  # bytes that can be used
+    tflops: float
+    gb_per_second: float  # memory bandwidth
+    usd_per_hour: float | None = None
+    price_of: str = ""
+
+
+def _gpu(name: str, gib: float, tflops: float, bandwidth: float, flavor: str = "", usd: float | None = None) -> Machine:
+    return Machine(name=name, kind="cuda", memory=int(gib * GIB), tflops=tflops, gb_per_second=bandwidth, usd_per_hour=usd,
+                   price_of=f"Hugging Face Jobs, {flavor}" if flavor else "")  # fmt: skip
+
+
+# Memory as the driver reports it, dense bfloat16 (T4: float16) products and bandwidth from NVIDIA's data sheets; prices from
+# the Hub's table of Jobs flavors of November 2026. They change: --usd-per-hour overrides, and `launch` asks the Hub.
+GPUS = (
+    _gpu("T4", 14.6, 65, 320, "t4-small", 0.40),
+    _gpu("RTX-4090", 23.5, 165, 1008),
+    _gpu("L4", 22.2, 121, 300, "l4x1", 0.80),
+    _gpu("A10G", 22.1, 70, 600, "a10g-large", 1.50),
+    _gpu("L40S", 44.4, 362, 864, "l40sx1", 1.80),
+    _gpu("A100-40GB", 39.4, 312, 1555),
+    _gpu("A100-80GB", 79.2, 312, 2039, "a100-large", 2.50),
+    _gpu("H100-80GB", 79.1, 989, 3350),
+    _gpu("H200", 139.8, 989, 4800, "h200", 5.00),
+    _gpu("B200", 178.4, 2250, 8000),
+)
+
+
+def gpu_named(name: str) -> Machine:
+    """A GPU of the table, by its name in any case. Raises InputError with the names that are there."""
+    found = {gpu.name.lower(): gpu for gpu in GPUS}.get(name.lower())
+    if found is None:
+        raise InputError(f"--gpu: no GPU {name!r} in the table; choose from {', '.join(gpu.name for gpu in GPUS)}")
+    return found
+
+
+def priced(machine: Machine, usd_per_hour: float | None) -> Machine:
+    """The machine at a price of the user's own."""
+    return machine if usd_per_hour is None else replace(machine, usd_per_hour=usd_per_hour, price_of="--usd-per-hour")
+
+
+def this_machine(device: str) -> Machine:
+    """The device that a recipe's `train.device` means here. Raises InputError where it is not there."""
+    import torch
+
+    from hubdistill.models.load import pick_device
+
+    chosen = pick_device(device)
+    if chosen.type != "cuda":
+        return _cpu()
+    found = torch.cuda.get_device_properties(chosen)
+    like = next((gpu for gpu in GPUS if gpu.name.split("-")[0] in found.name.replace(" ", "-")), None)
+    return Machine(name=found.name, kind="cuda", memory=found.total_memory, tflops=like.tflops if like else 100, gb_per_second=like.gb_per_second if like else 500)
+
+
+def _cpu() -> Machine:
+    """This CPU, its speed measured in a tenth of a second."""
+    return Machine(name="this machine's CPU", kind="cpu", memory=_main_memory(), tflops=_products(), gb_per_second=_bandwidth())
+
+
+def _main_memory() -> int:
+    """Bytes of main memory that a process can have: all, or what its control group allows."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+            return min(total, int(file.read()))
+    except (OSError, ValueError):  # no control groups here, or "max"
+        return total
+
+
+def _products() -> float:
+    """TFLOPS of float32 matrix products."""
+    import torch
+
+    a = torch.ones(1024, 1024)
+    return 2 * 1024**3 / _fastest(lambda: a @ a) / 1e12
+
+
+def _bandwidth() -> float:
+    """GB a second that are read and written in copying 64 MiB."""
+    import torch
+
+    a = torch.ones(2**24)
+    return 2 * a.nbytes / _fastest(a.clone) / 1e9
+
+
+def _fastest(work) -> float:
+    """Seconds of the fastest of four."""
+    times = []
+    for _ in range(4):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)

@@ -1,0 +1,191 @@
+"""Memory of each stage of a run, from configs: what is held at its peak, part by part, in one process.
+
+P prompt tokens and R response tokens at most, D hidden size, V common vocabulary, a weights of the adapter. Activations come
+from `traces.py`; the loss from the budgets of its tiles; the rest is counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from hubdistill.estimate.machines import GIB, Machine
+from hubdistill.estimate.traces import Call, Trace, trace
+from hubdistill.estimate.weights import BYTES, Counts, adapter_count, count, model_bytes, settings_of
+from hubdistill.evaluation.divergence import ROWS, TILE_BYTES
+from hubdistill.losses.head import CAST_BYTES
+from hubdistill.losses.tiles import CPU_BUDGET, DEVICE_BUDGET
+
+if TYPE_CHECKING:
+    from hubdistill.models.sources import ModelFacts
+    from hubdistill.plan import Plan
+
+ADAM = 16  # bytes a weight of the adapter: itself, its gradient and AdamW's two moments in float32
+LIBRARIES = {"cpu": int(0.61 * GIB), "cuda": int(0.6 * GIB)}  # Python with its libraries; a CUDA context with its work spaces
+SCORES = 5  # copies of a row of scores while a token is chosen (pairs/choice.py)
+SFT_ROWS = 256  # tokens whose logits TRL's fused head holds at once
+GATHERED = 2  # blocks that FSDP2 holds whole: the one at work and the next
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """One stage: bytes by what they are for, on the student's device; and the teacher's device, where that is another."""
+
+    name: str
+    parts: dict[str, int]
+    other_device: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Models as they are loaded on a device."""
+
+    plan: Plan
+    kind: str  # of the device
+
+    def dtype(self, who: str) -> str:
+        spec, facts = getattr(self.plan.recipe, who), self.facts(who)
+        named = spec.dtype if spec.dtype != "auto" else ("float32" if self.kind == "cpu" else facts.saved_dtype or "float32")
+        return str(named).removeprefix("torch.")
+
+    def facts(self, who: str) -> ModelFacts:
+        return self.plan.teacher if who == "teacher" else self.plan.student
+
+    def counts(self, who: str) -> Counts:
+        return count(self.facts(who))
+
+    @property
+    def packed(self) -> bool | None:
+        """Whether scales of a 4-bit student are doubly quantised; None where it is not in 4 bit."""
+        quantization = self.plan.quantization
+        return None if quantization is None else bool(quantization["bnb_4bit_use_double_quant"])
+
+    def weights(self, who: str) -> int:
+        return model_bytes(self.counts(who), self.dtype(who), self.packed if who == "student" else None)
+
+    def head(self, who: str) -> int:
+        return self.counts(who).head * (4 if who == "student" and self.packed is not None else BYTES[self.dtype(who)])
+
+    @property
+    def adapter(self) -> int:
+        return adapter_count(self.plan.student, self.plan.recipe.lora)
+
+    def trace(self, who: str, rows: int, length: int, *, train: bool = False, cache: bool = False) -> Trace:
+        facts, recipe = self.facts(who), self.plan.recipe
+        packed = who == "student" and self.packed is not None
+        return trace(Call(
+            settings=settings_of(facts), dtype="float32" if packed else self.dtype(who), rows=rows, length=length, rank=recipe.lora.rank if train else 0,
+            modules=recipe.lora.modules if train else None, packed=self._compute if packed else "", checkpointing=train and recipe.train.gradient_checkpointing,
+            cache=cache, eager=bool(facts.text_config.get("attn_logit_softcapping")),
+        ))  # fmt: skip
+
+    @property
+    def _compute(self) -> str:
+        said = self.plan.recipe.student.dtype
+        return said if said != "auto" else ("float32" if self.kind == "cpu" else "bfloat16")
+
+
+def memory_of(plan: Plan, machine: Machine) -> list[StageMemory]:
+    """The stages of a run on a device, in their order. Raises InputError for a config of which no model can be made."""
+    sizes = Sizes(plan, machine.kind)
+    found = [_sampling(sizes, machine, who) for who in ("teacher", "student")]
+    if plan.recipe.warmup.kind != "none":
+        found.insert(1, _warm_up(sizes))
+    found += _training(sizes)
+    found += [_evaluation(sizes)] if plan.recipe.evaluate else []
+    return [StageMemory(stage.name, {"libraries": LIBRARIES[machine.kind], **stage.parts}, stage.other_device) for stage in found]
+
+
+def _sampling(sizes: Sizes, machine: Machine, who: str) -> StageMemory:
+    sampling = sizes.plan.recipe.sampling
+    name = f"the {who} answers"
+    if sampling.engine == "vllm":
+        share = int(machine.memory * sampling.vllm.gpu_memory_utilization)
+        weights = min(sizes.weights(who) // sampling.vllm.tensor_parallel_size, share)
+        return StageMemory(name, {"weights": weights, "keys and values": share - weights - LIBRARIES[machine.kind]})
+    return StageMemory(name, {"weights": sizes.weights(who)} | _generation(sizes, who, sampling.batch_size))
+
+
+def _generation(sizes: Sizes, who: str, rows: int) -> dict[str, int]:
+    """What `generate` holds: the cache at its longest, and beside it the larger of reading the prompts and choosing a token."""
+    recipe, counts = sizes.plan.recipe, sizes.counts(who)
+    prompt, longest = recipe.prompts.max_tokens, recipe.prompts.max_tokens + recipe.sampling.max_tokens
+    read = sizes.trace(who, rows, prompt, cache=True)
+    cache = read.kept * longest // prompt
+    layer = cache // counts.layers  # a layer's cache is copied when it grows
+    choosing = rows * counts.vocab * 4 * SCORES
+    return {"keys and values": cache, "activations": max(read.forward - cache, layer + choosing)}
+
+
+def _warm_up(sizes: Sizes) -> StageMemory:
+    recipe, student = sizes.plan.recipe, sizes.counts("student")
+    rows, length = recipe.train.micro_batch, recipe.prompts.max_tokens + recipe.sampling.max_tokens
+    found = sizes.trace("student", rows, length, train=True)
+    logits = SFT_ROWS * student.vocab * 4 * 3
+    return StageMemory("warm-up", {"weights": _student(sizes), "adapter": sizes.adapter * ADAM, "activations": max(found.forward, found.backward),
+                                   "loss": max(0, found.kept + logits - max(found.forward, found.backward))})  # fmt: skip
+
+
+def _student(sizes: Sizes) -> int:
+    """The student's weights while it trains."""
+    return _spread(sizes, "student") if sizes.packed is None else sizes.weights("student")
+
+
+def _spread(sizes: Sizes, who: str) -> int:
+    """Weights in one process: all, or its part and the blocks that are gathered."""
+    weights, counts = sizes.weights(who), sizes.counts(who)
+    if sizes.plan.recipe.train.distributed.strategy != "fsdp2" or sizes.plan.processes == 1:
+        return weights
+    block = counts.blocks // counts.layers * BYTES[sizes.dtype(who)]
+    return weights // sizes.plan.processes + GATHERED * block + sizes.head(who)
+
+
+def _training(sizes: Sizes) -> list[StageMemory]:
+    recipe = sizes.plan.recipe
+    rows, length = 2 * recipe.train.micro_batch, recipe.prompts.max_tokens + recipe.sampling.max_tokens
+    placement, apart = recipe.teacher.placement, recipe.teacher.device not in ("auto", recipe.train.device)
+    student, read = sizes.trace("student", rows, length, train=True), sizes.trace("teacher", rows, length)
+    stages = []
+    if placement == "cached":
+        stages.append(StageMemory("the teacher reads", {"weights": sizes.weights("teacher"), "activations": read.forward}))
+    teacher = {"resident": _spread(sizes, "teacher"), "offload": _offloaded(sizes), "cached": sizes.head("teacher")}[placement]
+    reading = 0 if placement == "cached" or apart else read.forward
+    loss = _loss(sizes, recipe.train.micro_batch)
+    # The teacher reads, and the loss is formed, while what the student's backward pass needs is held.
+    peak = max(student.forward, student.backward, student.kept + max(reading, loss))
+    parts = {"student": _student(sizes), "teacher": sizes.head("teacher") if apart else teacher, "adapter": sizes.adapter * ADAM,
+             "activations": student.kept, "loss, or the teacher's activations": peak - student.kept}  # fmt: skip
+    other = {"teacher": teacher, "activations": read.forward} if apart and placement != "cached" else {}
+    return [*stages, StageMemory("training", parts, other)]
+
+
+def _offloaded(sizes: Sizes) -> int:
+    """What of the teacher is on the device when its blocks are not, and one of them."""
+    counts, size = sizes.counts("teacher"), BYTES[sizes.dtype("teacher")]
+    return counts.others * size + counts.blocks // counts.layers * size
+
+
+def _loss(sizes: Sizes, pairs: int) -> int:
+    """Buffers of the chunked loss (losses/chunked.py) at N = 2 R tokens a pair, and hidden states with their gradients."""
+    recipe, vocab = sizes.plan.recipe, sizes.plan.vocab or sizes.counts("student").vocab
+    tokens, student, teacher = 2 * pairs * recipe.sampling.max_tokens, sizes.counts("student"), sizes.counts("teacher")
+    budget = CPU_BUDGET if sizes.kind == "cpu" else DEVICE_BUDGET
+    tile = min(tokens, max(1, budget // (2 * vocab * 4)))
+    narrow = tile * vocab * 2 if sizes.kind == "cuda" and sizes.dtype("student") == "bfloat16" else 0  # the gradient's own buffer
+    casts = sum(CAST_BYTES for who in ("teacher", "student") if sizes.kind == "cpu" and sizes.dtype(who) != "float32")
+    return 2 * tile * vocab * 4 + narrow + casts + tokens * (student.hidden * 4 * 3 + teacher.hidden * 4)
+
+
+def _evaluation(sizes: Sizes) -> StageMemory:
+    """Both models are there: the teacher scores what the student said."""
+    recipe = sizes.plan.recipe
+    length = recipe.prompts.max_tokens + recipe.sampling.max_tokens
+    scoring = max(sizes.trace(who, ROWS, length).forward for who in ("teacher", "student")) + 8 * TILE_BYTES
+    saying = sum(_generation(sizes, "student", recipe.sampling.batch_size).values())
+    same = sizes.plan.recipe.teacher.device not in ("auto", recipe.train.device)
+    return StageMemory("evaluation", {"student": sizes.weights("student") + sizes.adapter * 4, "teacher": 0 if same else sizes.weights("teacher"),
+                                      "activations, keys and values": max(scoring, saying)})  # fmt: skip
