@@ -82,18 +82,55 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: Out
 @app.command()
 def plan(recipe: RecipeArgument, overrides: OverridesArgument = None, json_: JsonOption = False, allow_remote_code: RemoteCodeOption = False,
          revision: RevisionOption = None,
-         offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub or a server of the recipe; what is not cached stays unresolved.")] = False) -> None:  # fmt: skip
-    """Show what a recipe would do, and every mistake in it, without loading weights.
+         offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub or a server of the recipe; what is not cached stays unresolved.")] = False,
+         gpu: Annotated[str | None, typer.Option("--gpu", metavar="NAME", help="Forecast memory, time and cost on this GPU, such as A100-80GB, instead of on this machine.")] = None,
+         usd_per_hour: Annotated[float | None, typer.Option("--usd-per-hour", min=0, help="Its price, instead of the table's.")] = None,
+         probe: Annotated[bool, typer.Option("--probe", help="Load the models and run two real steps at the longest lengths, here, to correct the forecast.")] = False) -> None:  # fmt: skip
+    """Show what a recipe would do, what it takes, and every mistake in it, without loading weights.
 
-    Prints resolved commits, rounds and steps, and the alpha and beta schedules. Exit code 2 if the recipe cannot run.
+    Prints resolved commits, rounds and steps, the alpha and beta schedules, and memory, disk, time and cost at most.
+    Exit code 2 if the recipe cannot run, 3 if it does not fit the device.
+
+    Examples: `hubdistill plan quickstart --probe` · `hubdistill plan my.yaml --gpu A100-80GB`
     """
-    from hubdistill.console import plan_text
+    from hubdistill.console import calm_libraries, plan_text
     from hubdistill.plan import make_plan
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of files that are small; read when the libraries are imported
+    if probe and gpu:
+        raise InputError("--probe runs on this machine, and --gpu names another; use one of them")
+    calm_libraries()
     asked = Asked(recipe, overrides, allow_remote_code, revision)
-    found = make_plan(asked.load(), offline=offline, ask_server=not offline).as_dict()
-    _print(json.dumps(found, indent=2) if json_ else plan_text(found) + f"\n\nNext: {asked.run_command(None)}")
+    planned = make_plan(asked.load(), offline=offline, ask_server=not offline)
+    expected, why = _forecast(planned, gpu, usd_per_hour, probe)
+    found = planned.as_dict() | {"forecast": expected.as_dict() if expected else None}
+    _print(json.dumps(found, indent=2) if json_ else plan_text(found, why) + f"\n\nNext: {asked.run_command(None)}")
+    if expected:
+        expected.require_fit()
+
+
+def _forecast(planned: Any, gpu: str | None, usd_per_hour: float | None, probe: bool) -> tuple[Any, str]:
+    """What the plan takes; or None, and why that is not known."""
+    from hubdistill.console import ConsoleReporter
+    from hubdistill.estimate.machines import gpu_named
+
+    if gpu:
+        gpu_named(gpu)
+    if not (planned.teacher.config and planned.student.config):
+        return None, "a model's config is not in the cache"
+    from hubdistill.estimate.forecast import forecast
+
+    try:
+        found = forecast(planned, gpu, usd_per_hour)
+    except InputError as problem:
+        return None, str(problem)
+    if not probe:
+        return found, ""
+    from hubdistill.probe import probe as measure
+
+    found.require_fit()
+    reporter = ConsoleReporter(quiet=True)
+    return forecast(planned, gpu, usd_per_hour, measure(planned, reporter)), ""
 
 
 def _until(stage: str, help_text: str, *, of_a_round: bool = False) -> None:
@@ -341,7 +378,7 @@ def _finish(current: Any) -> None:
     from hubdistill.publication import build_local, write_record
     from hubdistill.report import write_examples_page
 
-    write_record(current.path, current.plan, current.directory.seconds(), current.results(), current.chat_template())
+    write_record(current.path, current.plan, current.directory.seconds(), current.results(), current.chat_template(), current.directory.memory())
     current.reporter.stage("card", "started")
     build_local(current.path)
     write_examples_page(current.path, current.plan.loaded.name)

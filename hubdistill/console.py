@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hubdistill.forecast_text import forecast_lines
 from hubdistill.pairs.prompt_report import counted
 
 SKIPPED, REDONE = "skipped", "redone"
@@ -79,8 +80,8 @@ class ConsoleReporter:
             self._bar = None
 
 
-def plan_text(plan: dict[str, Any]) -> str:
-    """A plan for people: what will be done, with which files, and the schedules, one fact a line."""
+def plan_text(plan: dict[str, Any], no_forecast: str = "") -> str:
+    """A plan for people: what will be done, with which files, the schedules, and what it takes; or why that is not known."""
     steps = plan["steps_per_round_at_most"]
     lines = [
         f"teacher   {_pinned(plan['teacher'])}",
@@ -98,6 +99,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         "round     beta first  last   mean   alpha",
         *(f"{row['round']:>5}     {row['first']:.3f}       {row['last']:.3f}  {row['mean']:.3f}  {alpha}" for row, alpha in zip(plan["beta"], plan["alpha"], strict=True)),
     ]
+    lines += ["", *(forecast_lines(plan["forecast"]) if plan.get("forecast") else [f"memory    not forecast: {no_forecast}"])]
     return "\n".join([*lines, *(f"warning: {text}" for text in plan["warnings"])])
 
 
@@ -133,6 +135,9 @@ def summary_text(summary: dict[str, Any]) -> str:
     lines = [f"Distilled in {summary['time']}. {on} (mean and 95 % interval):"]
     lines += [f"  {row}" for row in summary["results"]] or ["  nothing was evaluated"]
     lines += ["", f"Run       {summary['run']}", f"Adapter   {summary['adapter']}", f"Card      {summary['card']}"]
+    if summary["memory"]:
+        peak = max(summary["memory"], key=lambda row: row["measured"])
+        lines.append(f"Memory    {peak['measured'] / 2**30:.1f} GiB at most, in {peak['stage']} (forecast: {peak['predicted'] / 2**30:.1f})")
     if summary.get("url"):
         lines.append(f"Published {summary['url']} at commit {summary['commit']} ({summary['visibility']})")
         lines += [f"Beside it {url}" for url in summary["beside"]]

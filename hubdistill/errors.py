@@ -47,6 +47,12 @@ class RunDirectoryError(HubdistillError, OSError):
         return str(self.args[0]) if self.args else ""
 
 
+class DoesNotFit(HubdistillError, MemoryError):
+    """A run takes more memory than the device has; the message holds the cheapest change with which it fits."""
+
+    exit_code = 3
+
+
 class TrainingError(HubdistillError, RuntimeError):
     """Training met a NaN, an Inf, or nothing to train on; the last good checkpoint stays."""
 

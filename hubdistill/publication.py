@@ -17,6 +17,7 @@ from typing import Any
 from hubdistill.destination import check_repositories, destination
 from hubdistill.files import write_atomically, write_json
 from hubdistill.finished import final_adapter, load_run, location, undamaged
+from hubdistill.estimate.compared import compared
 from hubdistill.hub import card as cards
 from hubdistill.hub.access import check_access
 from hubdistill.hub.base_publish import (
@@ -44,7 +45,8 @@ PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "h
 REPRODUCE = "reproduce.yaml"  # the resolved recipe that goes into the repository
 
 
-def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: Mapping[str, Any], template: str | None) -> None:
+def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: Mapping[str, Any], template: str | None,
+                 memory: Mapping[str, Mapping[str, int]] | None = None) -> None:  # fmt: skip
     """Write run.json (what goes to the Hub: no path of this machine), location.json (what does not), and the recipe."""
     names = public_names(plan)
     record = plan.as_dict() | {
@@ -52,6 +54,7 @@ def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: 
         "overrides": [override_without_paths(override, names) for override in plan.loaded.overrides],
         "seconds": dict(seconds),
         "stages": dict(results),
+        "memory": compared(plan, memory or {}),
         "hardware": hardware(plan.recipe.train.device),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "quantization": _quantization(plan),

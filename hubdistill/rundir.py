@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hubdistill.errors import RunDirectoryError
+from hubdistill.estimate.meter import measured
 from hubdistill.files import digest_of, file_sha256, folder_sha256, write_json, write_problem
 from hubdistill.processes import ALONE, Processes
 
@@ -77,9 +78,11 @@ class RunDirectory:
         done = self.processes.share(self._kept(name, wanted, outputs) if first else None)
         if done is None:
             started = time.monotonic()
-            result = (work() or {}) if first or together else {}
+            with measured() as peaks:
+                result = (work() or {}) if first or together else {}
             self.processes.wait()
-            done = self.processes.share(self._finish(name, wanted, outputs, result, time.monotonic() - started) if first else None)
+            cost = {"seconds": round(time.monotonic() - started, 2), "memory": peaks.as_dict()}
+            done = self.processes.share(self._finish(name, wanted, outputs, result, cost) if first else None)
         assert done is not None, "the first process has finished the stage"
         self.digests[name] = digest_of(done["outputs"])
         if first:
@@ -97,12 +100,12 @@ class RunDirectory:
         self._manifest_path(name).unlink(missing_ok=True)
         return None
 
-    def _finish(self, name: str, wanted: str, outputs: Sequence[str], result: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def _finish(self, name: str, wanted: str, outputs: Sequence[str], result: dict[str, Any], cost: dict[str, Any]) -> dict[str, Any]:
         """Write the manifest of a stage whose work is done."""
         found = self._outputs(outputs)
         if missing := [output for output, digest in found.items() if digest is None]:
             raise RunDirectoryError(f"the stage {name} did not write {missing[0]} in {self.path}; run the command again, and report it if it stays so")
-        manifest = {"stage": name, "inputs": wanted, "outputs": found, "result": result, "seconds": round(seconds, 2)}
+        manifest = {"stage": name, "inputs": wanted, "outputs": found, "result": result, **cost}
         write_json(self._manifest_path(name), manifest)
         return manifest
 
@@ -114,6 +117,10 @@ class RunDirectory:
     def seconds(self) -> dict[str, float]:
         """Wall-clock seconds that each stage of this run took, now or when it was done, in their order."""
         return {name: row["seconds"] for name in self.digests if (row := self._manifest(name))}
+
+    def memory(self) -> dict[str, dict[str, int]]:
+        """Peaks of memory, in bytes, that each stage of this run had in the first process (estimate/meter.py)."""
+        return {name: row.get("memory", {}) for name in self.digests if (row := self._manifest(name))}
 
     def _manifest_path(self, name: str) -> Path:
         return self.path / MANIFESTS / f"{name}.json"

@@ -29,6 +29,7 @@ def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measureme
         "adapter": str(path / "hub"),
         "card": str(path / "README.md"),
         "time": cards.duration(sum(record["seconds"].values())),
+        "memory": record.get("memory", []),
         "prompts": prompts,
         "results": [_result_line(row, by_key) + (f"   (n = {row.n})" if row.n and (row.metric in RIGHT_ANSWERS or row.n != prompts) else "") for row in chosen],
         "measurements": [row.as_dict() for row in measurements],

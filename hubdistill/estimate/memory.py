@@ -184,8 +184,9 @@ def _evaluation(sizes: Sizes) -> StageMemory:
     """Both models are there: the teacher scores what the student said."""
     recipe = sizes.plan.recipe
     length = recipe.prompts.max_tokens + recipe.sampling.max_tokens
-    scoring = max(sizes.trace(who, ROWS, length).forward for who in ("teacher", "student")) + 8 * TILE_BYTES
+    tile = min(TILE_BYTES, ROWS * recipe.sampling.max_tokens * (sizes.plan.vocab or sizes.counts("student").vocab) * 4)
+    scoring = max(sizes.trace(who, ROWS, length).forward for who in ("teacher", "student")) + 8 * tile  # token_metrics
     saying = sum(_generation(sizes, "student", recipe.sampling.batch_size).values())
-    same = sizes.plan.recipe.teacher.device not in ("auto", recipe.train.device)
-    return StageMemory("evaluation", {"student": sizes.weights("student") + sizes.adapter * 4, "teacher": 0 if same else sizes.weights("teacher"),
+    apart = sizes.plan.recipe.teacher.device not in ("auto", recipe.train.device)
+    return StageMemory("evaluation", {"student": sizes.weights("student") + sizes.adapter * 4, "teacher": 0 if apart else sizes.weights("teacher"),
                                       "activations, keys and values": max(scoring, saying)})  # fmt: skip

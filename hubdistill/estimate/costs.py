@@ -1,0 +1,120 @@
+"""Time, money and disk of a run: upper bounds, with every prompt and every response at its limit.
+
+A matrix product with n weights takes 2 n operations a token. Frozen weights need no gradient of their own, so backward takes
+as much as forward. P, R prompt and response tokens; V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hubdistill.estimate.machines import Machine
+from hubdistill.estimate.memory import Sizes
+from hubdistill.estimate.weights import BYTES
+
+if TYPE_CHECKING:
+    from hubdistill.plan import Plan
+    from hubdistill.probe import Probed
+
+REACHED = 0.4  # share of a device's peak products that training reaches; guessed, and what --probe replaces
+READ = 0.6  # share of its peak bandwidth that decoding reaches
+LAUNCH = {"cuda": 0.7e-3, "cpu": 0.0}  # seconds a layer and token in which transformers starts kernels: 20.7 ms over 30 layers (docs/benchmarks.md)
+VLLM_BATCH = 256  # prompts that vLLM answers at once
+EVALUATED = 3  # subjects at most: student, warm-up, distilled
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds of the units that a run is made of."""
+
+    pair: float  # a pair of training
+    response: dict[str, float]  # who -> a response
+    row: float  # a row of warm-up
+
+
+def guessed(plan: Plan, machine: Machine) -> Rates:
+    """From the sizes of the models and the speed of the device."""
+    sizes, recipe = Sizes(plan, machine.kind), plan.recipe
+    student, teacher = sizes.counts("student"), sizes.counts("teacher")
+    length, speed = recipe.prompts.max_tokens + recipe.sampling.max_tokens, machine.tflops * 1e12 * REACHED
+    passes = 3 if recipe.train.gradient_checkpointing else 2
+    row = 2 * passes * student.blocks * length
+    reads = 2 * teacher.blocks * length
+    vocab = plan.vocab or student.vocab
+    products = 2 * recipe.sampling.max_tokens * vocab * (2 * student.hidden + teacher.hidden)
+    pair = 2 * (row + reads + products) / speed
+    return Rates(pair, {who: _response(sizes, machine, who) for who in ("teacher", "student")}, row / speed)
+
+
+def _response(sizes: Sizes, machine: Machine, who: str) -> float:
+    """Seconds of one response, in batches: each token reads the weights once for the whole batch."""
+    recipe, counts = sizes.plan.recipe, sizes.counts(who)
+    vllm = recipe.sampling.engine == "vllm"
+    batch = VLLM_BATCH if vllm else recipe.sampling.batch_size
+    if sizes.plan.most_prompts:
+        batch = min(batch, sizes.plan.most_prompts)
+    speed = machine.tflops * 1e12 * REACHED
+    moved = sizes.weights(who) / (machine.gb_per_second * 1e9 * READ)
+    token = max(moved, 2 * batch * (counts.blocks + counts.head) / speed, 0 if vllm else LAUNCH[machine.kind] * counts.layers)
+    prompt = 2 * counts.blocks * recipe.prompts.max_tokens / speed
+    return prompt + token * recipe.sampling.max_tokens / batch
+
+
+def probed(plan: Plan, machine: Machine, found: Probed) -> Rates:
+    """From what the probe measured; from guesses where it measured nothing."""
+    recipe, rates = plan.recipe, guessed(plan, machine)
+    pair = found.micro_batch / recipe.train.micro_batch
+    batch = recipe.sampling.batch_size
+    answered = {who: token * recipe.sampling.max_tokens / batch for who, token in found.token.items()}
+    share = rates.row / rates.pair
+    return Rates(pair, rates.response | answered, pair * share)
+
+
+def seconds_of(plan: Plan, rates: Rates) -> dict[str, float] | None:
+    """Seconds of each kind of stage over the whole run, at most; None where the number of prompts is not known."""
+    recipe, prompts = plan.recipe, plan.most_prompts
+    if prompts is None:
+        return None
+    rounds, share = recipe.train.rounds, 1 / plan.processes
+    teacher_sets = rounds if recipe.sampling.resample_teacher else 1
+    asked = recipe.prompts.heldout * bool(recipe.evaluate)
+    warm_up = 0.0 if recipe.warmup.kind == "none" else recipe.warmup.epochs * prompts * rates.row
+    return {
+        "sampling": prompts * (teacher_sets * rates.response["teacher"] + rounds * rates.response["student"]) * (share if recipe.sampling.engine == "transformers" else 1),
+        "warm-up": warm_up * share,
+        "training": rounds * prompts * rates.pair * share,
+        "evaluation": asked * (rates.response["teacher"] + EVALUATED * (rates.response["student"] + rates.pair / 2)),
+    }
+
+
+def disk_of(plan: Plan, kind: str) -> dict[str, int]:
+    """Bytes on disk at most: what is downloaded, and what the run directory holds."""
+    sizes, recipe = Sizes(plan, kind), plan.recipe
+    found = {f"download of the {who}": sizes.counts(who).all * BYTES.get(str(facts.saved_dtype).removeprefix("torch."), 4)
+             for who, facts in (("teacher", plan.teacher), ("student", plan.student_source)) if facts.kind == "hub"}  # fmt: skip
+    rounds, adapter = recipe.train.rounds, sizes.adapter
+    # Of each round the adapter and two moments are kept; two checkpoints with the same while it trains.
+    found["adapters and optimiser"] = (rounds + 2) * adapter * 12 + adapter * 4
+    if plan.most_prompts is None:
+        return found
+    length = recipe.prompts.max_tokens + recipe.sampling.max_tokens
+    sets = rounds + (rounds if recipe.sampling.resample_teacher else 1)
+    found["responses"] = sets * plan.most_prompts * length * 4
+    if recipe.teacher.placement == "cached":
+        states = plan.most_prompts * recipe.sampling.max_tokens * sizes.counts("teacher").hidden * BYTES[sizes.dtype("teacher")]
+        # Those of the teacher's responses stay; those of the student's go after their round.
+        found["the teacher's hidden states"] = states * (1 + (rounds if recipe.sampling.resample_teacher else 1))
+    return found
+
+
+def hours(seconds: dict[str, float] | None) -> float | None:
+    return None if seconds is None else sum(seconds.values()) / 3600
+
+
+def dollars(machine: Machine, seconds: dict[str, float] | None) -> float | None:
+    """US dollars at most; None where no price or no time is known. The Hub bills by the minute."""
+    if machine.usd_per_hour is None or seconds is None:
+        return None
+    return math.ceil(sum(seconds.values()) / 60) / 60 * machine.usd_per_hour
