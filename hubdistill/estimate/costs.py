@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hubdistill.plan import Plan
     from hubdistill.probe import Probed
 
+FULL_PRECISION = 12  # how much slower products in float32 are on a GPU, about, for all of the table
 REACHED = 0.4  # share of a device's peak products that training reaches; guessed, and what --probe replaces
 READ = 0.6  # share of its peak bandwidth that decoding reaches
 LAUNCH = {"cuda": 0.7e-3, "cpu": 0.0}  # seconds a layer and token in which transformers starts kernels: 20.7 ms over 30 layers (docs/benchmarks.md)
@@ -38,14 +39,19 @@ def guessed(plan: Plan, machine: Machine) -> Rates:
     """From the sizes of the models and the speed of the device."""
     sizes, recipe = Sizes(plan, machine.kind), plan.recipe
     student, teacher = sizes.counts("student"), sizes.counts("teacher")
-    length, speed = recipe.prompts.max_tokens + recipe.sampling.max_tokens, machine.tflops * 1e12 * REACHED
-    passes = 3 if recipe.train.gradient_checkpointing else 2
-    row = 2 * passes * student.blocks * length
-    reads = 2 * teacher.blocks * length
+    length, passes = recipe.prompts.max_tokens + recipe.sampling.max_tokens, 3 if recipe.train.gradient_checkpointing else 2
+    launches = LAUNCH[machine.kind] / recipe.train.micro_batch  # seconds a layer and pass
+    row = max(2 * passes * student.blocks * length / _speed(sizes, machine, "student"), passes * student.layers * launches / 2)
+    reads = max(2 * teacher.blocks * length / _speed(sizes, machine, "teacher"), teacher.layers * launches / 2)
     vocab = plan.vocab or student.vocab
-    products = 2 * recipe.sampling.max_tokens * vocab * (2 * student.hidden + teacher.hidden)
-    pair = 2 * (row + reads + products) / speed
-    return Rates(pair, {who: _response(sizes, machine, who) for who in ("teacher", "student")}, row / speed)
+    products = 2 * recipe.sampling.max_tokens * vocab * (2 * student.hidden + teacher.hidden) / _speed(sizes, machine, "student")
+    return Rates(2 * (row + reads + products), {who: _response(sizes, machine, who) for who in ("teacher", "student")}, row)
+
+
+def _speed(sizes: Sizes, machine: Machine, who: str) -> float:
+    """Operations a second."""
+    slower = FULL_PRECISION if machine.kind == "cuda" and sizes.dtype(who) == "float32" else 1
+    return machine.tflops * 1e12 * REACHED / slower
 
 
 def _response(sizes: Sizes, machine: Machine, who: str) -> float:
@@ -55,7 +61,7 @@ def _response(sizes: Sizes, machine: Machine, who: str) -> float:
     batch = VLLM_BATCH if vllm else recipe.sampling.batch_size
     if sizes.plan.most_prompts:
         batch = min(batch, sizes.plan.most_prompts)
-    speed = machine.tflops * 1e12 * REACHED
+    speed = _speed(sizes, machine, who)
     moved = sizes.weights(who) / (machine.gb_per_second * 1e9 * READ)
     token = max(moved, 2 * batch * (counts.blocks + counts.head) / speed, 0 if vllm else LAUNCH[machine.kind] * counts.layers)
     prompt = 2 * counts.blocks * recipe.prompts.max_tokens / speed

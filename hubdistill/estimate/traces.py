@@ -85,7 +85,7 @@ def _shorten(config: Any, depth: int) -> None:
 def _run(call: Call, depth: int) -> Trace:
     model = _model(call, depth)
     ids = torch.zeros(call.rows, call.length, dtype=torch.long, device="meta")
-    with _Meter([*model.parameters(), *model.buffers()]) as meter:
+    with _Meter([*model.parameters(), *model.buffers()], call.length) as meter:
         if call.rank:
             return _trained(model, ids, meter)
         with torch.no_grad():
@@ -197,8 +197,9 @@ AttentionInterface.register(FUSED, _attend)
 class _Meter(TorchDispatchMode):
     """Counts the bytes of all storages that operations make, while they live; not those of the `known`."""
 
-    def __init__(self, known: Iterable[Tensor]):
+    def __init__(self, known: Iterable[Tensor], length: int):
         super().__init__()
+        self._length = length  # what a number that the code asks for is taken to be
         self.now = self.peak = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
         self._seen: dict[int, Any] = {}
@@ -209,6 +210,9 @@ class _Meter(TorchDispatchMode):
         return peak
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten._local_scalar_dense.default:
+            # Whether a mask masks anything, and whether a prompt is long enough for another rotary embedding.
+            return True if args[0].dtype == torch.bool else self._length
         result = function(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, Tensor):

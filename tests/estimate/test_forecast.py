@@ -1,0 +1,136 @@
+"""Sizes against files and PEFT, fits against machines, and `plan` and `run` as a user sees them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hubdistill.errors import DoesNotFit
+from hubdistill.estimate.fit import CHANGES, cheapest_fix, held, too_large
+from hubdistill.estimate.forecast import forecast
+from hubdistill.estimate.machines import GPUS, gpu_named
+from hubdistill.estimate.memory import memory_of
+from hubdistill.estimate.weights import adapter_count, count, model_bytes
+from hubdistill.plan import make_plan
+from hubdistill.recipe import load_recipe
+from tests import tiny
+from tests.command import called
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    return tiny.write_recipe(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def plan(recipe):
+    return make_plan(load_recipe(recipe))
+
+
+def test_weights_are_those_of_the_files_and_the_adapter_is_pefts(plan, recipe):
+    from safetensors import safe_open
+
+    from hubdistill.models.lora import attach_adapter
+
+    with safe_open(recipe.parent / "student" / "model.safetensors", "pt") as file:
+        numbers = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118  no dict
+    assert count(plan.student).all == numbers
+    assert model_bytes(count(plan.student), "bfloat16") == 2 * numbers
+    adapted = attach_adapter(tiny.make_model(2), plan.recipe.lora, 0)
+    assert adapter_count(plan.student, plan.recipe.lora) == sum(value.numel() for value in adapted.parameters() if value.requires_grad)
+
+
+def changed(plan, **blocks):
+    recipe = plan.recipe.model_copy(update={name: getattr(plan.recipe, name).model_copy(update=values) for name, values in blocks.items()})
+    return replace(plan, loaded=replace(plan.loaded, recipe=recipe))
+
+
+def test_memory_grows_with_batch_and_length_and_falls_with_every_change(plan):
+    large = changed(plan, sampling={"batch_size": 64, "max_tokens": 120}, train={"micro_batch": 8})
+    machine = gpu_named("T4")
+    peaks = {stage.name: stage.total for stage in memory_of(large, machine)}
+    assert peaks["training"] > {stage.name: stage.total for stage in memory_of(plan, machine)}["training"]
+    for change in CHANGES:
+        assert change.useful(large)
+        saved = {stage.name: stage.total for stage in memory_of(replace(large, loaded=replace(large.loaded, recipe=change.apply(large.recipe))), machine)}
+        assert any(saved[name] < peaks[name] for name in peaks), change.text
+
+
+def test_a_change_is_written_as_a_user_writes_it(plan, recipe):
+    for change in CHANGES:
+        assert load_recipe(recipe, change.text.split()).recipe == change.apply(plan.recipe)
+
+
+def test_the_cheapest_fix_fits_and_the_recipe_as_it_is_does_not(plan, recipe):
+    large = changed(plan, sampling={"batch_size": 64})
+    stages = memory_of(large, gpu_named("L4"))
+    need = max(stage.total for stage in stages)
+    small = replace(gpu_named("L4"), memory=need - 1)
+    assert too_large(large, small, stages)
+    fix = cheapest_fix(large, small)
+    fixed = make_plan(load_recipe(recipe, ["sampling.batch_size=64", *fix.split()]))
+    assert max(held(stage, fixed, small) for stage in memory_of(fixed, small)) <= small.memory
+    assert fix == "sampling.batch_size=16"  # the first that is tried, and it is the sampling that was too large
+    assert cheapest_fix(large, replace(small, memory=1000)) is None
+
+
+def test_what_does_not_fit_says_so_with_the_fix(plan, monkeypatch):
+    from hubdistill.estimate import machines
+
+    need = max(stage.total for stage in memory_of(plan, gpu_named("L4")))
+    tight = replace(gpu_named("L4"), memory=need - 1000)
+    monkeypatch.setattr(machines, "GPUS", (tight, *GPUS))
+    monkeypatch.setattr("hubdistill.estimate.forecast.gpu_named", lambda name: tight)
+    found = forecast(plan, "L4")
+    assert not found.fits
+    with pytest.raises(DoesNotFit, match=r"takes .* GiB at most, and L4 has .*cheapest change.*smallest GPU") as stop:
+        found.require_fit()
+    assert stop.value.exit_code == 3
+
+
+def test_plan_forecasts_on_a_named_gpu(recipe, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
+    from hubdistill import cli
+
+    monkeypatch.setattr("sys.argv", ["hubdistill", "plan", str(recipe), "--gpu", "a100-80gb", "--usd-per-hour", "3", "--json"])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        assert not stop.code
+    found = json.loads(capsys.readouterr().out)["forecast"]
+    assert (found["machine"]["name"], found["machine"]["usd_per_hour"], found["fits"]) == ("A100-80GB", 3, True)
+    assert [stage["stage"] for stage in found["memory"]] == ["the teacher answers", "warm-up", "the student answers", "training", "evaluation"]
+    assert all(stage["bytes"] == sum(stage["parts"].values()) for stage in found["memory"])
+    assert found["usd"] == pytest.approx(3 / 60)  # a run of seconds is billed a minute
+    assert {one["name"] for one in found["gpus"]} == {gpu.name for gpu in GPUS}
+
+
+def test_an_unknown_gpu_and_a_probe_of_another_machine_are_refused(recipe, monkeypatch, capsys):
+    code, _, said = called(monkeypatch, capsys, "plan", recipe, "--gpu", "RTX9000")
+    assert (code, "choose from T4" in said) == (2, True)
+    code, _, said = called(monkeypatch, capsys, "plan", recipe, "--gpu", "T4", "--probe")
+    assert (code, "--probe runs on this machine" in said) == (2, True)
+
+
+@pytest.mark.parametrize("placement", ["resident", "cached"])
+def test_a_probe_runs_the_real_steps(recipe, placement, notes):
+    from hubdistill.probe import probe
+
+    plan = make_plan(load_recipe(recipe, [f"teacher.placement={placement}"]))
+    found = probe(plan, notes)
+    assert set(found.memory) == {"the teacher answers", "the student answers", "training"}
+    assert found.micro_batch > 0
+    assert found.sampled == plan.recipe.sampling.max_tokens == 8
+    measured = forecast(plan, found=found).measured
+    if found.memory["training"].main is not None:  # Linux
+        assert measured["training"] > 100 * 2**20  # Python and torch alone take more
+
+
+def test_a_model_without_a_config_is_not_forecast(recipe, monkeypatch):
+    from hubdistill.cli import _forecast
+
+    plan = make_plan(load_recipe(recipe))
+    assert _forecast(replace(plan, teacher=replace(plan.teacher, config={})), None, None, False) == (None, "a model's config is not in the cache")
