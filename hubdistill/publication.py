@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from hubdistill.destination import check_repositories, destination
+from hubdistill.estimate.compared import compared
 from hubdistill.files import write_atomically, write_json
 from hubdistill.finished import final_adapter, load_run, location, undamaged
-from hubdistill.estimate.compared import compared
 from hubdistill.hub import card as cards
 from hubdistill.hub.access import check_access
 from hubdistill.hub.base_publish import (

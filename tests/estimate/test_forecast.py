@@ -92,15 +92,9 @@ def test_what_does_not_fit_says_so_with_the_fix(plan, monkeypatch):
 
 
 def test_plan_forecasts_on_a_named_gpu(recipe, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
-    from hubdistill import cli
-
-    monkeypatch.setattr("sys.argv", ["hubdistill", "plan", str(recipe), "--gpu", "a100-80gb", "--usd-per-hour", "3", "--json"])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        assert not stop.code
-    found = json.loads(capsys.readouterr().out)["forecast"]
+    code, out, _ = called(monkeypatch, capsys, "plan", recipe, "--gpu", "a100-80gb", "--usd-per-hour", "3", "--json")
+    assert not code
+    found = json.loads(out)["forecast"]
     assert (found["machine"]["name"], found["machine"]["usd_per_hour"], found["fits"]) == ("A100-80GB", 3, True)
     assert [stage["stage"] for stage in found["memory"]] == ["the teacher answers", "warm-up", "the student answers", "training", "evaluation"]
     assert all(stage["bytes"] == sum(stage["parts"].values()) for stage in found["memory"])
