@@ -92,6 +92,7 @@ def plan_text(plan: dict[str, Any], no_forecast: str = "") -> str:
         *_served(plan),
         f"rounds    {plan['rounds']} of {_at_most(steps, 'step')} of {counted(plan['recipe']['train']['pairs_per_step'], 'pair')}"
         f" ({plan['micro_batches_per_step']} micro-batches on {plan['processes']} process{'es' if plan['processes'] > 1 else ''})",
+        *_reading(plan["prompt_read_once"]),
         f"vocabulary {plan['common_vocabulary'] or 'not compared'}",
         "files     run directory: recipe.yaml plan.json prompts/ round_N/ warmup/ metrics.jsonl measurements.json README.md hub/",
         "",
@@ -101,6 +102,13 @@ def plan_text(plan: dict[str, Any], no_forecast: str = "") -> str:
     ]
     lines += ["", *(forecast_lines(plan["forecast"]) if plan.get("forecast") else [f"memory    not forecast: {no_forecast}"])]
     return "\n".join([*lines, *(f"warning: {text}" for text in plan["warnings"])])
+
+
+def _reading(sharing: dict[str, Any]) -> list[str]:
+    """How often training reads the prompt of a pair, and why twice."""
+    once = " and ".join(who for who, answer in sharing.items() if answer["shared"])
+    lines = [f"pairs     prompt read once for both responses, by {once}"] if once else []
+    return lines + [f"pairs     prompt read twice by the {who}: {answer['reason']}" for who, answer in sharing.items() if not answer["shared"]]
 
 
 def _served(plan: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from hubdistill.files import digest_of
 from hubdistill.losses.contrastive import LossPreset, resolve
 from hubdistill.losses.schedules import beta_table
 from hubdistill.models.pruned import pruned_facts
+from hubdistill.models.sharing import Sharing, sharing_of
 from hubdistill.models.sources import NOT_RESOLVED, ModelFacts, find_model
 from hubdistill.pairs.prompt_sources import SourceFacts, check_source
 from hubdistill.plan_checks import (
@@ -87,6 +88,11 @@ class Plan:
         """How the student is quantised; None where it is not."""
         return self.target.quantization(self.recipe.target.options)
 
+    @property
+    def sharing(self) -> dict[str, Sharing]:
+        """Whether each model reads the prompt of a pair once while training, by its config."""
+        return {"teacher": sharing_of(self.teacher), "student": sharing_of(self.student)}
+
     def served(self, who: str) -> ServerSpec | None:
         """The server that answers the rounds' prompts for a model, where one does."""
         return self.recipe.sampling.server if who == "teacher" else None
@@ -121,6 +127,7 @@ class Plan:
             "steps_per_round_at_most": self.steps,
             "processes": self.processes,
             "micro_batches_per_step": self.accumulation,
+            "prompt_read_once": {who: asdict(answer) for who, answer in self.sharing.items()},
             "common_vocabulary": self.vocab,
             "beta": [asdict(row) for row in table.rows],
             "alpha": ["alpha_0 for all" if r == 1 or self.preset.anchor == "off" else f"curriculum ({self.preset.anchor} anchor)"

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from hubdistill.pairs.join import Pair
+
 
 NOT_THE_TEXT = {"resample_teacher", "batch_size", "vllm", "server"}  # fields of `sampling` that decide no response, but for rounding
 NOT_THE_RESULT = {"tracker", "save_every", "micro_batch", "gradient_checkpointing", "device", "distributed"}  # and fields of `train` that decide no adapter
@@ -178,6 +180,15 @@ class Workshop:
             token = self.tokenizer.convert_ids_to_tokens(highest)
             raise InputError(f"the teacher's template writes {token!r} (id {highest}), and the student has {self.vocab} ids only; choose a student of the teacher's family")
         return found
+
+    def who_shares(self, teacher: Any, student: Any, pair: Pair) -> frozenset[str]:
+        """Which models read the prompt of a pair once while training (training/prefix.py); a note for each that does not. `teacher` may be
+        one that has read everything before, and has no say then."""
+        from hubdistill.training.prefix import who_shares
+
+        models = {"student": student} | ({"teacher": teacher.model} if hasattr(teacher, "model") else {})
+        found = who_shares(self.plan.sharing, models, self.reading, pair, self.reporter.note)
+        return found if "teacher" in models or not found else frozenset({"teacher", "student"})  # so that no second view of a batch is made
 
     @contextmanager
     def answering(self, who: str, adapter: Path | None) -> Iterator[PreTrainedModel | None]:

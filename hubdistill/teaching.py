@@ -89,7 +89,7 @@ class Teaching:
         pairs = Pairs(lesson.teacher, lesson.student, images)
         with self._teacher(lesson) as teacher, borrowed(lambda: shop.load_adapted(adapter, trainable=True, layout=shop.spread)) as student:
             distillation = Distillation(
-                teacher=teacher, reading=shop.reading, vocab=shop.vocab, preset=plan.preset,
+                teacher=teacher, reading=shop.reading, vocab=shop.vocab, preset=plan.preset, shared=shop.who_shares(teacher, student, pairs[0]),
                 position=Position(round=lesson.number, rounds=train.rounds), curriculum=AlphaCurriculum(plan.preset, round=lesson.number),
             )  # fmt: skip
             shop.reporter.start(f"round {lesson.number} of {train.rounds}, training", math.ceil(len(pairs) / train.pairs_per_step), "steps")

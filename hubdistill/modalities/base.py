@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +10,9 @@ from hubdistill.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+    from hubdistill.models.pair_attention import PairTree
+    from hubdistill.pairs.join import Pair
 
 Side = Literal["left", "right"]
 
@@ -30,6 +33,12 @@ class Row:
         return self.prompt_ids if self.student_prompt_ids is None else self.student_prompt_ids
 
 
+def rows_of(pairs: Sequence[Pair]) -> list[Row]:
+    """Pairs as rows: all teacher responses, then all student responses."""
+    rows = [Row(pair.prompt_ids, pair.teacher_ids, False, pair.student_prompt_ids, pair.images) for pair in pairs]
+    return rows + [Row(pair.prompt_ids, pair.student_ids, True, pair.student_prompt_ids, pair.images) for pair in pairs]
+
+
 @dataclass(frozen=True)
 class TokenRow:
     """Token ids of one row, as one model reads them, and the images that they speak of."""
@@ -41,17 +50,20 @@ class TokenRow:
 @dataclass(frozen=True)
 class Inputs:
     """What one model takes for B rows. `tokens` have shape (B, L); `images` holds, once each, what the vision tower
-    takes for the images of a prompt, and `image_of_row` says which rows they belong to (None: no image)."""
+    takes for the images of a prompt, and `image_of_row` says which rows they belong to (None: no image).
+
+    With a `tree`, the tokens are one row of pairs, and `image_of_row` is by pair."""
 
     tokens: dict[str, torch.Tensor]
     images: tuple[dict[str, torch.Tensor], ...] = ()
     image_of_row: tuple[int | None, ...] = ()
+    tree: PairTree | None = None
 
     def to(self, device: torch.device) -> Inputs:
         def moved(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {name: value.to(device) for name, value in tensors.items()}
 
-        return Inputs(moved(self.tokens), tuple(moved(image) for image in self.images), self.image_of_row)
+        return Inputs(moved(self.tokens), tuple(moved(image) for image in self.images), self.image_of_row, self.tree)
 
 
 @dataclass(frozen=True)
@@ -130,11 +142,18 @@ class Reading:
         return self.modality.inputs(reader, rows, self.pad_id, side, self.open_image)
 
     def hidden(self, model: Any, inputs: Inputs, rows_N: torch.Tensor, columns_N: torch.Tensor) -> torch.Tensor:
-        """Hidden states (N, D) at those positions, before the head; `inputs` and positions go to the model's device."""
-        from hubdistill.models.load import last_hidden
+        """Hidden states (N, D) at those positions, before the head; `inputs` and positions go to the model's device.
 
+        Inputs with a tree want the model inside `pair_attention`, others outside; RuntimeError otherwise."""
+        from hubdistill.models.load import last_hidden
+        from hubdistill.models.pair_attention import takes_pairs
+
+        if takes_pairs(model) != (inputs.tree is not None):
+            raise RuntimeError("rows of pairs and the attention that reads them go together")  # logits would be wrong without a sign
         device = next(model.parameters()).device
         arguments = self.modality.arguments(model, inputs.to(device))
+        if inputs.tree is not None:
+            arguments["pair_tree"] = inputs.tree
         return last_hidden(model, **arguments)[rows_N.to(device), columns_N.to(device)]
 
     def check(self, who: str, model: Any, rows: Sequence[TokenRow], name: str) -> None:
@@ -156,29 +175,63 @@ class Reading:
         inputs = self.inputs(who, [row], "right").to(next(model.parameters()).device)
         return last_hidden(model, **self.modality.plain_arguments(model, inputs))[:, -1]
 
-    def collate(self, rows: Sequence[Row]) -> Batch:
-        """Rows [prompt | response], padded on the right; responses are the same tokens for both models."""
+    def collate(self, rows: Sequence[Row], shared: Collection[str] = ()) -> Batch:
+        """Rows [prompt | response], padded on the right; responses are the same tokens for both models.
+
+        The models named in `shared` ("teacher", "student") read pairs in one row, their prompt once; `rows` hold the teacher
+        responses of all pairs then, and after them the student responses.
+        """
         import torch
 
-        responses = [row.response_ids for row in rows]
-        prompts = {"teacher": [row.prompt_ids for row in rows], "student": [row.as_student for row in rows]}
-        shared = not self.modality.own_view
-        inputs = {
-            who: self.inputs(who, [TokenRow(prompt + row.response_ids, row.images) for prompt, row in zip(prompts[who], rows, strict=True)], "right")
-            for who in (["teacher"] if shared else prompts)
-        }
-        rows_N, columns = _positions(responses), {who: _columns(ids, responses) for who, ids in prompts.items()}
+        teacher = self._view("teacher", rows, "teacher" in shared)
+        same = not self.modality.own_view and ("teacher" in shared) == ("student" in shared)
+        student = teacher if same else self._view("student", rows, "student" in shared)
         return Batch(
-            student=inputs["teacher" if shared else "student"],
-            teacher=inputs["teacher"],
-            student_rows_N=rows_N,
-            student_columns_N=columns["student"] - 1,
-            teacher_rows_N=rows_N,
-            teacher_columns_N=columns["teacher"] - 1,
-            labels_N=torch.tensor([token for ids in responses for token in ids]),
-            lengths_B=torch.tensor([len(ids) for ids in responses]),
+            student=student.inputs,
+            teacher=teacher.inputs,
+            student_rows_N=student.rows_N,
+            student_columns_N=student.columns_N,
+            teacher_rows_N=teacher.rows_N,
+            teacher_columns_N=teacher.columns_N,
+            labels_N=torch.tensor([token for row in rows for token in row.response_ids]),
+            lengths_B=torch.tensor([len(row.response_ids) for row in rows]),
             from_student_B=torch.tensor([row.from_student for row in rows]),
         )
+
+    def _view(self, who: str, rows: Sequence[Row], shared: bool) -> View:
+        """The rows as one model reads them."""
+        prompts = [row.prompt_ids if who == "teacher" or not self.modality.own_view else row.as_student for row in rows]
+        if shared:
+            return self._pairs(who, rows, prompts)
+        inputs = self.inputs(who, [TokenRow(prompt + row.response_ids, row.images) for prompt, row in zip(prompts, rows, strict=True)], "right")
+        responses = [row.response_ids for row in rows]
+        return View(inputs, _positions(responses), _columns(prompts, responses) - 1)
+
+    def _pairs(self, who: str, rows: Sequence[Row], prompts: Sequence[tuple[int, ...]]) -> View:
+        """All pairs in one row (models/pair_attention.py)."""
+        import torch
+
+        from hubdistill.models.pair_attention import PairTree, Span
+
+        half = len(rows) // 2
+        pairs = list(zip(prompts[:half], rows[:half], rows[half:], strict=True))
+        if prompts[:half] != prompts[half:] or any(first.images != second.images for _, first, second in pairs):
+            raise ValueError("the two responses of a pair follow the same prompt; give the teacher responses of all pairs, then the student responses")
+        tree = PairTree(tuple(Span(len(prompt), len(first.response_ids), len(second.response_ids)) for prompt, first, second in pairs))
+        apart = self.inputs(who, [TokenRow(prompt + first.response_ids + second.response_ids, first.images) for prompt, first, second in pairs], "right")
+        real = apart.tokens["attention_mask"].bool()
+        tokens = {name: value[real][None] for name, value in apart.tokens.items() if name != "attention_mask"}
+        columns_N = tree.columns()
+        return View(Inputs({**tokens, "position_ids": tree.positions()}, apart.images, apart.image_of_row, tree), torch.zeros_like(columns_N), columns_N)
+
+
+@dataclass(frozen=True)
+class View:
+    """Rows as one model reads them: its inputs, and row and column of the hidden state that predicts each of the N response tokens."""
+
+    inputs: Inputs
+    rows_N: torch.Tensor
+    columns_N: torch.Tensor
 
 
 def _positions(responses: Sequence[Sequence[int]]) -> torch.Tensor:

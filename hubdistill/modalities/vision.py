@@ -18,6 +18,7 @@ from hubdistill.pairs.padding import padded
 if TYPE_CHECKING:
     import torch
 
+    from hubdistill.models.pair_attention import PairTree
     from hubdistill.models.sources import ModelFacts
 
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")  # Qwen-VL's and Gemma-3's marks of image tokens
@@ -111,6 +112,8 @@ def arguments(model: Any, inputs: Inputs) -> dict[str, Any]:
     inner = base_of(model)
     accepted = inspect.signature(inner.forward).parameters
     found: dict[str, Any] = {name: value for name, value in inputs.tokens.items() if name in accepted or name not in TOKEN_TYPES}
+    if inputs.tree is not None and hasattr(inner.base_model, "get_rope_index"):
+        found["position_ids"] = _grid_positions(inner.base_model, inputs, inputs.tree)
     rows = [i for i in inputs.image_of_row if i is not None]
     if not rows:
         return found
@@ -120,6 +123,22 @@ def arguments(model: Any, inputs: Inputs) -> dict[str, Any]:
     if "image_grid_thw" in accepted:  # Qwen-VL makes the positions of image tokens of it
         found["image_grid_thw"] = _concatenated([inputs.images[i]["image_grid_thw"] for i in rows])
     return found
+
+
+def _grid_positions(model: Any, inputs: Inputs, tree: PairTree) -> torch.Tensor:
+    """Qwen-VL's position ids (3, 1, T) of a row of pairs: those of each prompt, in time, height and width of its images, as
+    the model numbers them; both responses count on from there."""
+    import torch
+
+    parts, types = [], inputs.tokens.get("mm_token_type_ids")
+    for start, span, image in zip(tree.starts, tree.spans, inputs.image_of_row, strict=True):
+        place = slice(start, start + span.prompt)
+        prompt = inputs.tokens["position_ids"][None, :, place].expand(3, 1, -1)
+        if image is not None and types is not None:
+            prompt, _ = model.get_rope_index(inputs.tokens["input_ids"][:, place], mm_token_type_ids=types[:, place], image_grid_thw=inputs.images[image]["image_grid_thw"])
+        after = [torch.arange(length, device=prompt.device).expand(3, 1, -1) + prompt.max() + 1 for length in (span.teacher, span.student)]
+        parts += [prompt, *after]
+    return torch.cat(parts, dim=2)
 
 
 def plain_arguments(model: Any, inputs: Inputs) -> dict[str, Any]:

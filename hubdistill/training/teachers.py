@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +13,7 @@ import torch
 from hubdistill.losses.chunked import Head
 from hubdistill.modalities.base import Batch, Reading
 from hubdistill.models.load import head_of
+from hubdistill.models.pair_attention import pair_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +49,8 @@ class LoadedTeacher:
 
     @torch.no_grad()
     def hidden(self, batch: Batch, prompt_ids: Sequence[str]) -> torch.Tensor:
-        return self.reading.hidden(self.model, batch.teacher, batch.teacher_rows_N, batch.teacher_columns_N)
+        with pair_attention(self.model) if batch.teacher.tree is not None else nullcontext():
+            return self.reading.hidden(self.model, batch.teacher, batch.teacher_rows_N, batch.teacher_columns_N)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,9 @@ from hubdistill.errors import TrainingError
 from hubdistill.losses.chunked import Head, Responses
 from hubdistill.losses.contrastive import LossPreset, contrastive_loss, response_gaps
 from hubdistill.losses.schedules import AlphaCurriculum, beta_at
-from hubdistill.modalities.base import Batch, Reading, Row
+from hubdistill.modalities.base import Batch, Reading, rows_of
 from hubdistill.models.load import base_of, head_of
+from hubdistill.models.pair_attention import pair_attention
 from hubdistill.pairs.join import Pair, Pairs
 from hubdistill.training.order import loader
 from hubdistill.training.teachers import Teacher
@@ -52,6 +54,7 @@ class Distillation:
     preset: LossPreset
     position: Position
     curriculum: AlphaCurriculum
+    shared: frozenset[str] = frozenset()  # who reads the prompt of a pair once, of "teacher" and "student" (prefix.py)
 
 
 def learning_rate_factor(progress: float) -> float:
@@ -76,13 +79,12 @@ class PairCollator:
 
     reading: Reading
     pairs: Sequence[Pair]
+    shared: frozenset[str] = frozenset()  # as Distillation's
 
     def __call__(self, picked: Sequence[Pair | None]) -> dict[str, MicroBatch]:
         found = [pair for pair in picked if pair is not None]
         pairs = found or [self.pairs[0]]
-        rows = [Row(pair.prompt_ids, pair.teacher_ids, False, pair.student_prompt_ids, pair.images) for pair in pairs]
-        rows += [Row(pair.prompt_ids, pair.student_ids, True, pair.student_prompt_ids, pair.images) for pair in pairs]
-        return {"micro": MicroBatch(self.reading.collate(rows), tuple(pair.prompt_id for pair in pairs), not found)}
+        return {"micro": MicroBatch(self.reading.collate(rows_of(pairs), self.shared), tuple(pair.prompt_id for pair in pairs), not found)}
 
 
 class ContrastiveTrainer(Trainer):
@@ -105,7 +107,7 @@ class ContrastiveTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The pairs, dealt out to the processes."""
-        return loader(self._pairs, PairCollator(self.distillation.reading, self._pairs), self.args)
+        return loader(self._pairs, PairCollator(self.distillation.reading, self._pairs, self.distillation.shared), self.args)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """AdamW, continued from the previous round: its moments, not its learning rate."""
@@ -136,6 +138,11 @@ class ContrastiveTrainer(Trainer):
         total = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum")
         self._step_size = tuple(int(count) for count in total.tolist())  # type: ignore[assignment]
         return samples, None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; a student that reads prompts once does so from here to the last backward pass, which may run its blocks again."""
+        with pair_attention(self.model) if "student" in self.distillation.shared else nullcontext():
+            return super().train(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """Eq. 2 on one micro-batch. Raises TrainingError with the prompt ids when it is not a finite number."""

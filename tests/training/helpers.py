@@ -43,7 +43,8 @@ def fresh_student():
     return attach_adapter(tiny.make_model(2), LoraSpec(rank=4, alpha=8.0), seed=0)
 
 
-def train(folder: Path, pairs: Pairs, *, round: int = 1, rounds: int = 2, loss: dict | None = None, model=None, previous: Path | None = None, inputs: str = "", **spec):
+def train(folder: Path, pairs: Pairs, *, round: int = 1, rounds: int = 2, loss: dict | None = None, model=None, previous: Path | None = None, inputs: str = "",
+          shared: tuple[str, ...] = ("teacher", "student"), **spec):  # fmt: skip
     """One round as hubdistill runs it; returns the model, the round's files and its report."""
     settings = TrainSpec(**({"pairs_per_step": 4, "micro_batch": 2, "learning_rate": 0.01, "device": "cpu", "rounds": rounds} | spec))
     preset = resolve(loss or {})
@@ -52,7 +53,7 @@ def train(folder: Path, pairs: Pairs, *, round: int = 1, rounds: int = 2, loss: 
     reading = Reading(modality=TARGET.modality, pad_id=0)
     teacher = LoadedTeacher(tiny.make_model(1, layers=3), reading, torch.device("cpu"))
     distillation = Distillation(teacher=teacher, reading=reading, vocab=34, preset=preset,
-                                position=Position(round=round, rounds=rounds), curriculum=AlphaCurriculum(preset, round=round))  # fmt: skip
+                                position=Position(round=round, rounds=rounds), shared=frozenset(shared), curriculum=AlphaCurriculum(preset, round=round))  # fmt: skip
     files = RoundFiles(folder=folder, previous=previous, inputs=inputs)
     report = train_round(model, pairs, distillation, settings, files, accumulation=settings.pairs_per_step // settings.micro_batch)
     return model, files, report

@@ -1,0 +1,216 @@
+"""Attention over pairs in one row without padding: [x | y_t | y_s | x' | y_t' | y_s' ...], where both responses follow their prompt.
+
+All else in a decoder works on each token alone, given its position, so a model reads the prompt of a pair once and both
+responses after it in one forward pass, with the attention swapped. Each pair takes two calls of the attention kernel, without
+the mask of the whole row: [x | y_t] on itself, then y_s on [x | y_s]; their sum is never more than two rows [x | y] take.
+On NVIDIA GPUs in half precision all pairs go through one call of flash attention, with the keys of x laid out twice.
+
+Legend: T tokens of the row, H heads, K key heads, D size of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from inspect import signature
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from hubdistill.models.load import base_of
+
+NAME = "hubdistill-pairs"
+ADDS = ("s_aux", "position_bias", "cache")  # what some families hand to their attention, and this one does not know
+
+
+@dataclass(frozen=True)
+class Span:
+    """One pair: tokens of its prompt, of the teacher's and of the student's response."""
+
+    prompt: int
+    teacher: int
+    student: int
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.teacher + self.student
+
+
+@dataclass(frozen=True)
+class PairTree:
+    """How a row is made of pairs; keeps the masks and indices that all layers share."""
+
+    spans: tuple[Span, ...]
+    made: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Where each pair begins in the row."""
+        return list(accumulate((span.total for span in self.spans[:-1]), initial=0))
+
+    def positions(self) -> Tensor:
+        """Position ids (1, T): both responses count on from the end of their prompt."""
+        parts = [torch.cat([torch.arange(span.prompt + span.teacher), torch.arange(span.prompt, span.prompt + span.student)]) for span in self.spans]
+        return torch.cat(parts)[None]
+
+    def columns(self) -> Tensor:
+        """Column (N,) of the hidden state that predicts each response token: all teacher responses, then all student responses."""
+        teacher, student = [], []
+        for start, span in zip(self.starts, self.spans, strict=True):
+            last = start + span.prompt - 1
+            teacher.append(torch.arange(last, last + span.teacher))
+            first = torch.arange(last + span.teacher, last + span.teacher + span.student)
+            first[0] = last  # the prompt's last token predicts the first of either response
+            student.append(first)
+        return torch.cat(teacher + student)
+
+    def keep(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` makes, made once."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+
+@contextmanager
+def pair_attention(model: Any) -> Iterator[None]:
+    """Inside, the decoder of `model` takes rows of pairs alone. Stay inside for the backward pass too where it checkpoints gradients."""
+    config = base_of(model).get_decoder().config
+    before = config._attn_implementation
+    config._attn_implementation = NAME  # of the language model: a vision tower has a config of its own
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def takes_pairs(model: Any) -> bool:
+    """Whether `model` is inside `pair_attention`."""
+    return bool(base_of(model).get_decoder().config._attn_implementation == NAME)
+
+
+def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *, pair_tree: PairTree | None = None, scaling: float | None = None,
+           dropout: float = 0.0, sliding_window: int | None = None, softcap: float | None = None, **more: Any) -> tuple[Tensor, None]:  # fmt: skip
+    """The attention of transformers' interface: query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D).
+
+    Raises ValueError for a call without a tree of pairs, and for what it does not know of.
+    """
+    unknown = [name for name in ADDS if more.get(name) is not None]
+    if pair_tree is None or query.shape[0] != 1 or query.shape[2] != sum(span.total for span in pair_tree.spans):
+        raise ValueError("the model is set to read pairs in one row, and was called with something else")
+    if unknown:
+        raise ValueError(f"its attention uses {unknown[0]}")
+    settings = _Settings(scaling if scaling is not None else query.shape[-1] ** -0.5, dropout, sliding_window, softcap)
+    if settings.plain and _flash_takes(query, value):
+        return _flash(query, key, value, pair_tree, settings), None
+    outputs = []
+    for start, span in zip(pair_tree.starts, pair_tree.spans, strict=True):
+        middle, end = start + span.prompt + span.teacher, start + span.total
+        first, prompt, second = slice(start, middle), slice(start, start + span.prompt), slice(middle, end)
+        outputs.append(_attend(query[:, :, first], key[:, :, first], value[:, :, first], settings, pair_tree))
+        keys, values = (torch.cat([states[:, :, prompt], states[:, :, second]], dim=2) for states in (key, value))
+        outputs.append(_attend(query[:, :, second], keys, values, settings, pair_tree))
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, attend)  # without a mask function: transformers makes no mask of the whole row then
+
+
+@dataclass(frozen=True)
+class _Settings:
+    scaling: float
+    dropout: float
+    window: int | None
+    softcap: float | None
+
+    @property
+    def plain(self) -> bool:
+        return not self.dropout and self.softcap is None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, settings: _Settings, tree: PairTree) -> Tensor:
+    """The last tokens of a sequence on all of it, causally."""
+    queries, keys = query.shape[2], key.shape[2]
+    windowed = settings.window is not None and keys > settings.window
+    causal = queries == keys and not windowed
+    mask = None if causal else tree.keep((queries, keys, settings.window if windowed else None, query.device), lambda: _mask(queries, keys, settings.window if windowed else None, query.device))
+    if settings.softcap is not None:
+        mask = tree.keep((queries, keys, query.device), lambda: _mask(queries, keys, None, query.device)) if mask is None else mask
+        return _capped(query, key, value, settings, mask)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and mask is not None and query.device.type != "cpu":  # elsewhere the fast kernels with a mask want equal heads
+        key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, dropout_p=settings.dropout,
+                                                            scale=settings.scaling, enable_gqa=groups > 1)  # fmt: skip
+
+
+def _capped(query: Tensor, key: Tensor, value: Tensor, settings: _Settings, mask: Tensor) -> Tensor:
+    """Attention written out, with Gemma-2's cap on the scores."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    assert settings.softcap is not None
+    scores = settings.softcap * torch.tanh(query @ key.transpose(2, 3) * (settings.scaling / settings.softcap))
+    weights = scores.masked_fill(~mask, -math.inf).softmax(-1, dtype=torch.float32).to(query.dtype)
+    return torch.nn.functional.dropout(weights, settings.dropout) @ value
+
+
+def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """(queries, keys): true where a query sees a key; the queries are the last of the keys, a window counts the query itself."""
+    ahead = torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device)[:, None]
+    seen = ahead <= 0
+    return seen if window is None else seen & (ahead > -window)
+
+
+def _flash_takes(query: Tensor, value: Tensor) -> bool:
+    nvidia = query.is_cuda and torch.version.cuda is not None
+    return nvidia and query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] == value.shape[-1] <= 256 and _varlen() is not None
+
+
+@cache
+def _varlen() -> Any:
+    """torch's flash attention over sequences of several lengths; None where this torch has none with windows and grouped heads."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # before torch 2.10
+        return None
+    return varlen_attn if {"window_size", "enable_gqa", "scale"} <= signature(varlen_attn).parameters.keys() else None
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, tree: PairTree, settings: _Settings) -> Tensor:
+    """One call of flash attention for all pairs; it aligns queries with the last keys of their sequence."""
+    layout = tree.keep(("flash", query.device), lambda: _Layout.of(tree, query.device))
+    states = [states[0].transpose(0, 1) for states in (query, key, value)]
+    keys, values = (one.index_select(0, layout.keys) for one in states[1:])
+    window = (-1, 0) if settings.window is None else (settings.window - 1, 0)
+    found: Tensor = _varlen()(states[0].contiguous(), keys, values, layout.query_ends, layout.key_ends, layout.longest[0], layout.longest[1],
+                              scale=settings.scaling, window_size=window, enable_gqa=query.shape[1] != key.shape[1])  # fmt: skip
+    return found[None]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Sequences for flash attention: queries [x | y_t] and y_s, keys [x | y_t] and [x | y_s] of each pair."""
+
+    keys: Tensor  # (T + tokens of all prompts,) places in the row
+    query_ends: Tensor  # (2 pairs + 1,) int32
+    key_ends: Tensor
+    longest: tuple[int, int]
+
+    @classmethod
+    def of(cls, tree: PairTree, device: torch.device) -> _Layout:
+        places, queries, keys = [], [0], [0]
+        for start, span in zip(tree.starts, tree.spans, strict=True):
+            row = torch.arange(start, start + span.total)
+            places += [row[: span.prompt + span.teacher], row[: span.prompt], row[span.prompt + span.teacher :]]
+            queries += [span.prompt + span.teacher, span.student]
+            keys += [span.prompt + span.teacher, span.prompt + span.student]
+        return cls(torch.cat(places).to(device), _ends(queries, device), _ends(keys, device), (max(queries), max(keys)))
+
+
+def _ends(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(lengths, device=device).cumsum(0).to(torch.int32)
