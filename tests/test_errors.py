@@ -10,6 +10,7 @@ import pytest
 import hubdistill
 from hubdistill import cli, errors
 from hubdistill.errors import (
+    DoesNotFit,
     HubdistillError,
     HubError,
     InputError,
@@ -23,7 +24,7 @@ from hubdistill.errors import (
 )
 
 STANDARD = {RecipeError: ValueError, InputError: ValueError, MissingError: FileNotFoundError, HubError: ConnectionError, RunDirectoryError: OSError,
-            TrainingError: RuntimeError, SamplingError: RuntimeError, JobError: RuntimeError, MissingPackageError: ImportError}  # fmt: skip
+            TrainingError: RuntimeError, SamplingError: RuntimeError, JobError: RuntimeError, MissingPackageError: ImportError, DoesNotFit: MemoryError}  # fmt: skip
 
 
 def make(kind: type[HubdistillError], text: str) -> HubdistillError:
@@ -63,7 +64,7 @@ def test_a_recipe_error_keeps_its_problems_apart():
     assert str(found).splitlines() == list(found.problems)
 
 
-@pytest.mark.parametrize(("kind", "code"), [(kind, 1 if kind in (TrainingError, SamplingError, JobError) else 2) for kind in STANDARD])
+@pytest.mark.parametrize(("kind", "code"), [(kind, {TrainingError: 1, SamplingError: 1, JobError: 1, DoesNotFit: 3}.get(kind, 2)) for kind in STANDARD])
 def test_the_command_prints_the_message_to_stderr_and_exits_with_the_code(monkeypatch, capsys, kind, code):
     def fails():
         raise make(kind, "what happened; the fix")

@@ -31,10 +31,13 @@ def _resident(plan: Plan) -> bool:
     return plan.recipe.teacher.placement == "resident" and plan.recipe.train.distributed.strategy == "ddp"
 
 
+def _more_than(size: int) -> Callable[[Plan], bool]:
+    return lambda plan: plan.recipe.sampling.batch_size > size and plan.recipe.sampling.engine == "transformers"
+
+
 # The cheapest first, in time: less at once costs little, a layer at a time costs most.
 CHANGES = (
-    *(Change(f"sampling.batch_size={size}", _set("sampling", batch_size=size), lambda plan, size=size: plan.recipe.sampling.batch_size > size and plan.recipe.sampling.engine == "transformers")
-      for size in (16, 8, 4, 1)),
+    *(Change(f"sampling.batch_size={size}", _set("sampling", batch_size=size), _more_than(size)) for size in (16, 8, 4, 1)),
     Change("train.micro_batch=1", _set("train", micro_batch=1), lambda plan: plan.recipe.train.micro_batch > 1),
     Change("train.gradient_checkpointing=true", _set("train", gradient_checkpointing=True), lambda plan: not plan.recipe.train.gradient_checkpointing),
     Change("teacher.placement=cached", _set("teacher", placement="cached"), _resident),
