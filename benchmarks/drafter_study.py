@@ -1,6 +1,6 @@
 """Which loss makes the drafter whose tokens are accepted most? Seeds and losses on recipes/drafter/smollm2-135m.yaml.
 
-    python benchmarks/drafter_study.py [--seeds 0 1 2] [--losses distillm2 gkd sft tvd] [--output runs/drafter_study] [KEY=VALUE ...]
+    python benchmarks/drafter_study.py [--seeds 0 1 2] [--losses distillm2 gkd seqkd tvd] [--output runs/drafter_study] [KEY=VALUE ...]
 
 Every loss of a seed learns from the same teacher responses, in as many steps of as many pairs: one run directory a seed, in
 which what does not depend on the loss (the teacher's responses, the warm-up, the first responses of the student) is made
@@ -38,7 +38,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--losses", nargs="+", default=["distillm2", "gkd", "sft", "tvd"])
+    parser.add_argument("--losses", nargs="+", default=["distillm2", "gkd", "seqkd", "tvd"])
     parser.add_argument("--output", type=Path, default=Path("runs/drafter_study"))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe")
     return parser.parse_args()

@@ -1,6 +1,6 @@
 """What wins back the most of what 4 bit cost? Three seeds, three losses, on recipes/int4/smollm2-135m.yaml.
 
-    python benchmarks/int4_study.py [--seeds 0 1 2] [--losses distillm2 gkd sft] [--output runs/int4_study] [KEY=VALUE ...]
+    python benchmarks/int4_study.py [--seeds 0 1 2] [--losses distillm2 gkd seqkd] [--output runs/int4_study] [KEY=VALUE ...]
 
 Every loss of a seed learns from the same teacher responses, in as many steps of as many pairs: one run directory a seed, in
 which what does not depend on the loss (the teacher's responses, the first of the student, those to held-out prompts) is
@@ -46,7 +46,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--losses", nargs="+", default=["distillm2", "gkd", "sft"])
+    parser.add_argument("--losses", nargs="+", default=["distillm2", "gkd", "seqkd"])
     parser.add_argument("--output", type=Path, default=Path("runs/int4_study"))
     parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe")

@@ -69,7 +69,7 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: Out
         current.distil()
         if not current.processes.first:
             return
-        _finish(current)
+        current.finish()
         done = publish_as_recipe(current.path, publish) if publish else None
         if mirrored:
             mirrored.close()
@@ -77,6 +77,49 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: Out
     from hubdistill.console import summary_text
 
     _print(json.dumps(summary, indent=2) if json_ else summary_text(summary))
+
+
+@app.command()
+def compare(recipe: RecipeArgument,
+            methods: Annotated[str, typer.Option("--methods", metavar="A,B,...", help="Losses by the name of their preset (docs/baselines.md), `recipe` for the recipe's own; each may change it, as in `distillm2:loss.beta=paper`. The first is what the others are held against.")],
+            overrides: OverridesArgument = None,
+            seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, help="Training seeds, from the recipe's `train.seed` on.")] = 1,
+            output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder; runs/<recipe name>-compare without it.")] = None,
+            dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every method's recipe and show what would be done.")] = False,
+            json_: JsonOption = False, quiet: QuietOption = False, allow_remote_code: RemoteCodeOption = False, revision: RevisionOption = None) -> None:  # fmt: skip
+    """Compare methods on the same responses, with the same number of training tokens: a table, paired tests, and a page with plots.
+
+    Each method and seed is a run of its own in the folder. Run the same command again after an interruption, or with more
+    methods or seeds: what is done is kept.
+
+    Examples: `hubdistill compare quickstart --methods distillm2,gkd,kd` · `hubdistill compare my.yaml --methods distillm2,gkd,seqkd --seeds 3`
+    """
+    from hubdistill.compare.cells import Comparison, described
+    from hubdistill.compare.methods import parse_methods
+    from hubdistill.console import ConsoleReporter, calm_libraries, comparison_text
+
+    calm_libraries()
+    asked = Asked(recipe, overrides, allow_remote_code, revision)
+    name = asked.load().name.replace("/", "-")
+    comparison = Comparison(asked, parse_methods(methods), seeds, output or Path("runs") / f"{name}-compare")
+    comparison.check()
+    if dry_run:
+        would = described(comparison)
+        _print(json.dumps(would, indent=2) if json_ else comparison_text(would))
+        return
+    reporter = ConsoleReporter(quiet=quiet)
+    for line in comparison.changes():
+        reporter.note(line)
+    try:
+        comparison.run(reporter)
+    finally:
+        reporter.stop()
+    from hubdistill.compare.pages import markdown, write_pages
+    from hubdistill.compare.results import collected
+
+    found = collected(comparison)
+    write_pages(comparison.folder, found)
+    _print(json.dumps(found, indent=2) if json_ else f"{markdown(found)}\n\nPage      {comparison.folder / 'comparison.html'}\nRuns      {comparison.folder}")
 
 
 @app.command()
@@ -146,7 +189,7 @@ def _until(stage: str, help_text: str, *, of_a_round: bool = False) -> None:
             if not current.processes.first:
                 return
             if stage == "evaluate":
-                _finish(current)
+                current.finish()
         _print(f"{stage} is done in {started.path}\nNext: {asked.run_command(output)}")
 
     def of_run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: OutputOption = None, quiet: QuietOption = False,
@@ -371,17 +414,6 @@ class _Started:
                 self.reporter.stop()
 
         return locked()
-
-
-def _finish(current: Any) -> None:
-    """After the evaluation: the record, the card, and the local repository folder."""
-    from hubdistill.publication import build_local, write_record
-    from hubdistill.report import write_examples_page
-
-    write_record(current.path, current.plan, current.directory.seconds(), current.results(), current.chat_template(), current.directory.memory())
-    current.reporter.stage("card", "started")
-    build_local(current.path)
-    write_examples_page(current.path, current.plan.loaded.name)
 
 
 def _summary(path: Path, done: Any) -> dict[str, Any]:

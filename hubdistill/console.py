@@ -111,6 +111,21 @@ def _reading(sharing: dict[str, Any]) -> list[str]:
     return lines + [f"pairs     prompt read twice by the {who}: {answer['reason']}" for who, answer in sharing.items() if not answer["shared"]]
 
 
+def comparison_text(would: dict[str, Any]) -> str:
+    """What `compare` would do, for people."""
+    most = would["tokens_per_round_at_most"]
+    lines = [
+        f"methods   {', '.join(would['methods'])}; each against the first",
+        *(f"          {name}: {' '.join(overrides)}" for name, overrides in would["methods"].items() if overrides),
+        f"seeds     {', '.join(map(str, would['seeds']))}",
+        f"prompts   {_at_most(would['prompts_at_most'], 'training prompt')}, {would['heldout']} held out",
+        f"tokens    twice those of the teacher's responses, in each of {counted(would['rounds'], 'round')}" + (f" (at most {most:,} a round)" if most else ""),
+        f"runs      {len(would['runs'])}, one for each method and seed:",
+        *(f"          {run}" for run in would["runs"]),
+    ]
+    return "\n".join([*lines, "", "Nothing was done."])
+
+
 def _served(plan: dict[str, Any]) -> list[str]:
     """Who answers for the teacher, where its own engine does not."""
     server = plan["recipe"]["sampling"]["server"]

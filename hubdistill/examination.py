@@ -9,15 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubdistill.evaluation.heldout import HeldOut, Subject
+from hubdistill import __version__
+from hubdistill.evaluation.heldout import HeldOut, Subject, measure
 from hubdistill.evaluation.questions import HELD_OUT, QuestionSet, names_of, question_sets
 from hubdistill.evaluation.statistics import Measurement
-from hubdistill.files import write_json
+from hubdistill.files import digest_of, file_sha256, folder_sha256, write_json
 from hubdistill.modalities.base import Row
+from hubdistill.models.sources import read_json
 from hubdistill.pairs.image_parts import text_of_turn
 from hubdistill.pairs.prompts import Prompt, read_prompts
 from hubdistill.pairs.store import Question, Response, ResponseSet, read_responses
-from hubdistill.stages import Workshop, borrowed
+from hubdistill.stages import NOT_THE_TEXT, Workshop, borrowed
 from hubdistill.targets.base import Outlook
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 
 VALUES = "values.json"  # what measurements are means of: "metric, on" -> subject -> prompt id -> value
+KNOWN = "before.json"  # values of subjects that were measured before the others were there
 EXAMPLES = 20  # held-out prompts on the page of examples
 
 
@@ -37,6 +40,17 @@ def row_finder(prompts: Sequence[Prompt]) -> Callable[[Response], Row]:
         return Row(prompt.prompt_ids, response.response_ids, False, prompt.student_prompt_ids, prompt.images)
 
     return row_of
+
+
+def ground_truth(shop: Workshop, prompts: Sequence[Prompt]) -> list[Response]:
+    """The data set's own responses, cut at the recipe's length limit; of the prompts that have one."""
+    from hubdistill.training.warmup import ground_truth_rows
+
+    found = list[Response]()
+    for prompt in prompts:
+        rows, _ = ground_truth_rows([prompt], shop.tokenizer, shop.end_id, shop.vocab, shop.plan.recipe.sampling.max_tokens, shop.media_ids)
+        found += [Response(prompt.id, row.prompt_ids, row.response_ids, "stop" if row.response_ids[-1] == shop.end_id else "length", 0) for row in rows]
+    return found
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,27 @@ class Examination:
             if prompts := read_prompts(self.prompts):
                 self._write_examples(prompts, heldout.teacher_responses)
         return found
+
+    def measure_before(self) -> None:
+        """Sample and measure the subjects now, and keep it for a later `measure` of the same subjects with others after them."""
+        plan = self.shop.plan
+        with self._held_out() as heldout:
+            measure(heldout, plan.recipe.evaluate)
+            found = {name: {f"{metric}, {on}": by_subject[name] for (metric, on), by_subject in heldout.values.items() if name in by_subject} for name in self.adapters}
+            write_json(self.folder / KNOWN, {name: {"of": self._identity(name, heldout.teacher_responses), "values": values} for name, values in found.items()})
+
+    def _known(self, teacher: ResponseSet) -> dict[str, dict[str, dict[str, float]]]:
+        """What `measure_before` kept of these subjects, as long as nothing changed that they depend on."""
+        path = self.folder / KNOWN
+        kept = read_json(path) if path.is_file() else {}
+        return {name: kept[name]["values"] for name in self.adapters if name in kept and kept[name]["of"] == self._identity(name, teacher)}
+
+    def _identity(self, subject: str, teacher: ResponseSet) -> str:
+        """What a subject's values depend on."""
+        plan, adapter = self.shop.plan, self.adapters[subject]
+        models = [plan.teacher.commit, plan.number_format("teacher"), plan.student.commit, plan.number_format("student"), folder_sha256(adapter) if adapter else None]
+        settings = [[one.model_dump(mode="json") for one in plan.recipe.evaluate], plan.recipe.sampling.model_dump(exclude=NOT_THE_TEXT), plan.recipe.train.seed]
+        return digest_of([*models, self.shop.vocab, settings, file_sha256(self.prompts), teacher.manifest["sha256"], str(self.shop.device), __version__])
 
     def outlook(self) -> Outlook:
         """What the target says before training, measured on the student as it is."""
@@ -84,17 +119,7 @@ class Examination:
             responses = shop.sample(self.folder, "teacher", "held-out", teacher, shop.questions(prompts, "teacher"))
             scorer = Scorer(teacher, shop.reading, shop.vocab, row_finder(prompts))
             yield HeldOut(scorer, shop.tokenizer, responses, subjects, self._decoding(), shop.plan.recipe.train.seed, self._questions(prompts), self.answer,
-                          self._ground_truth(prompts), longest=shop.plan.recipe.sampling.max_tokens, stop_ids=shop.stop_ids)  # fmt: skip
-
-    def _ground_truth(self, prompts: Sequence[Prompt]) -> list[Response]:
-        """The data set's own responses, cut at the recipe's length limit."""
-        from hubdistill.training.warmup import ground_truth_rows
-
-        shop, found = self.shop, list[Response]()
-        for prompt in prompts:
-            rows, _ = ground_truth_rows([prompt], shop.tokenizer, shop.end_id, shop.vocab, shop.plan.recipe.sampling.max_tokens, shop.media_ids)
-            found += [Response(prompt.id, row.prompt_ids, row.response_ids, "", 0) for row in rows]
-        return found
+                          ground_truth(shop, prompts), longest=shop.plan.recipe.sampling.max_tokens, stop_ids=shop.stop_ids, known=self._known(responses))  # fmt: skip
 
     def _write_examples(self, prompts: Sequence[Prompt], teacher: ResponseSet) -> None:
         """What everyone said on the first held-out prompts, as text; report.py makes a page of it."""

@@ -75,6 +75,11 @@ class Plan:
         return train.pairs_per_step // (train.micro_batch * self.processes)
 
     @property
+    def prompts_per_step(self) -> int:
+        """Prompts whose responses an optimiser step holds, over all processes."""
+        return self.recipe.train.pairs_per_step * self.preset.prompts_per_pair
+
+    @property
     def resolved(self) -> bool:
         """Whether every model and data set is pinned, so that the plan can be run."""
         return NOT_RESOLVED not in (self.teacher.commit, self.student.commit, self.prompts.commit, *(facts.commit for facts in self.questions))
@@ -176,14 +181,16 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False, elsewhere: bool = 
         problems.append(f"prompts.heldout: {recipe.prompts.heldout} of {prompts.rows} rows leaves nothing to train on; lower it")
     if prompts and prompts.responses is False and recipe.warmup.kind == "sft" and recipe.warmup.responses == "ground_truth":
         problems.append("warmup.responses: the first prompts have no ground-truth response; name their column in prompts.response_column, or write warmup.responses: teacher")
+    preset = resolve(recipe.loss.model_dump())
+    if prompts and prompts.responses is False and preset.sides[0] and preset.fixed_responses == "data":
+        problems.append(f"loss.preset: {preset.name} trains on the data set's responses, and the first prompts have none; name their column in prompts.response_column, or write loss.fixed_responses: teacher")
     problems += [] if problems else check_readers(target, {"teacher": teacher, "student": source})
     problems += [] if problems or not ask_server else check_server(recipe)
     vocab = None if problems else _common_vocab(teacher, source, offline, problems)
     if problems:
         raise RecipeError([f"{loaded.path}: {problem}" for problem in problems])
     most = _most_prompts(recipe.prompts.count, prompts.rows, recipe.prompts.heldout)
-    preset = resolve(recipe.loss.model_dump())
-    steps = math.ceil(most / recipe.train.pairs_per_step) if most else None
+    steps = math.ceil(most / (recipe.train.pairs_per_step * preset.prompts_per_pair)) if most and not recipe.train.tokens else None
     plan = Plan(loaded=loaded, target=target, teacher=teacher, student_source=source, student=student, prompts=prompts, questions=questions, preset=preset,
                 most_prompts=most, steps=steps, processes=processes, vocab=vocab, warnings=())  # fmt: skip
     return Plan(**{**plan.__dict__, "warnings": tuple(_warnings(plan, offline))})

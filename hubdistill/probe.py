@@ -127,7 +127,8 @@ def _train(shop: Workshop, prompts: Sequence[Prompt]) -> tuple[Peaks, float]:
         distillation = Distillation(teacher=teacher, reading=shop.reading, vocab=shop.vocab, preset=plan.preset, position=Position(round=1, rounds=train.rounds),
                                     curriculum=AlphaCurriculum(plan.preset, round=1))  # fmt: skip
         arguments = on_one_device(TrainingArguments(**training_arguments(
-            shop.folder / "training", train, seed=train.seed, accumulation=1, num_train_epochs=1, save_strategy="no", report_to=[])))  # fmt: skip
+            shop.folder / "training", train, seed=train.seed, accumulation=1, num_train_epochs=1, save_strategy="no", report_to=[],
+            per_device_train_batch_size=train.micro_batch * plan.preset.prompts_per_pair)))  # fmt: skip
         trainer = ContrastiveTrainer(student, arguments, pairs, distillation, callbacks=[clock])  # type: ignore[arg-type]
         trainer.remove_callback(PrinterCallback)
         trainer.train()

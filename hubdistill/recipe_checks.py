@@ -240,6 +240,13 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
             ("loss", "beta_end"),
             f"the ramp starts at 0.5, so {loss.beta_end:g} would run it backwards; write 0.5 to 1",
         )
+    for key, beta in (("fixed_responses", "full"), ("student_responses", "off")):
+        if getattr(loss, key) is not None and preset.beta == beta:
+            yield ("loss", key), f"has no effect: with beta '{beta}' these responses are not trained on; remove it"
+    preference = preset.preference != "off"
+    for key in ("alpha", "mix_grad", "beta", "beta_end", "reduction", "anchor") if preference else ("strength",):
+        if getattr(loss, key) is not None:
+            yield ("loss", key), f"has no effect with the preset '{preset.name}'; remove it"
     off = preset.anchor == "off"
     for key in ("alpha_range", "nonpositive_gap"):
         if off and getattr(loss, key) is not None:

@@ -13,8 +13,9 @@ from typing import Any
 from hubdistill import __version__
 from hubdistill.errors import InputError, RecipeError
 from hubdistill.evaluation.statistics import Measurement
-from hubdistill.examination import Examination
+from hubdistill.examination import KNOWN, Examination
 from hubdistill.files import digest_of, write_atomically, write_json
+from hubdistill.lessons import Lessons
 from hubdistill.models.hardware import hardware
 from hubdistill.models.sources import read_json
 from hubdistill.pairs.prompts import Prompt, read_prompts
@@ -23,9 +24,11 @@ from hubdistill.plan import Plan
 from hubdistill.plan_checks import check_adapter
 from hubdistill.processes import Processes
 from hubdistill.prompting import Prompting
+from hubdistill.publication import build_local, write_record
+from hubdistill.report import write_examples_page
 from hubdistill.rundir import RunDirectory
 from hubdistill.stages import NOT_THE_RESULT, NOT_THE_TEXT, Reporter, Workshop
-from hubdistill.teaching import Lesson, Teaching
+from hubdistill.teaching import Teaching
 
 
 @dataclass
@@ -57,12 +60,16 @@ class Run:
         self._before()
         last = round or self.plan.recipe.train.rounds
         for number in range(1, last + 1):
-            self._sample_teacher(number)
+            if self.lessons.teacher_answers(number):
+                self._sample(f"round_{number}-teacher", f"round_{number}", "teacher", f"round {number}", "train")
             if number == 1:
                 self._warm_up()
             if until == "warmup":
                 return
-            self._sample_student(number)
+            if number == 1 and self.lessons.data:
+                self._keep_data_responses()
+            if self.lessons.student_answers(number):
+                self._sample(f"round_{number}-student", f"round_{number}", "student", f"round {number}", "train", self._adapter(number - 1))
             if until == "sample" and number == last:
                 return
             self._train(number)
@@ -111,15 +118,13 @@ class Run:
     def _read(self, split: str) -> list[Prompt]:
         return read_prompts(self.path / "prompts" / f"{split}.parquet")
 
-    def _teacher_round(self, number: int) -> int:
-        return number if self.plan.recipe.sampling.resample_teacher else 1
+    @cached_property
+    def lessons(self) -> Lessons:
+        return Lessons(self.plan, self.path)
 
-    def _sample_teacher(self, number: int) -> None:
-        if self._teacher_round(number) == number:
-            self._sample(f"round_{number}-teacher", f"round_{number}", "teacher", f"round {number}", "train")
-
-    def _sample_student(self, number: int) -> None:
-        self._sample(f"round_{number}-student", f"round_{number}", "student", f"round {number}", "train", self._adapter(number - 1))
+    def _keep_data_responses(self) -> None:
+        inputs = [self.directory.digests["prompts"], self.plan.recipe.sampling.max_tokens, self.plan.vocab, self._model("teacher"), __version__]
+        self.directory.stage("data-responses", inputs, ["data.parquet", "data.json"], lambda: self._teaching.data_responses(self.path), together=True)
 
     def _sample(self, stage: str, folder: str, who: str, purpose: str, split: str, adapter: Path | None = None) -> None:
         plan, shop = self.plan, self.shop
@@ -163,7 +168,7 @@ class Run:
         inputs: list[Any] = [spec.kind, recipe.train.seed, recipe.lora.model_dump(), self._model("student")]
         if spec.kind != "none":
             rows = self.directory.digests["round_1-teacher"] if spec.responses == "teacher" else recipe.sampling.max_tokens
-            inputs += [spec.model_dump(), self._optimisation("rounds"), self.directory.digests["prompts"], self.plan.vocab, rows]
+            inputs += [spec.model_dump(), self._optimisation("rounds", "tokens"), self.directory.digests["prompts"], self.plan.vocab, rows]
         self.directory.stage("warmup", inputs, outputs, work, together=True)
 
     def _responses(self, folder: str, who: str) -> ResponseSet:
@@ -175,22 +180,18 @@ class Run:
         from hubdistill.training.rounds import RoundFiles
 
         name = f"round_{number}"
-        inputs = [self.directory.digests["prompts"], self.directory.digests[f"round_{self._teacher_round(number)}-teacher"], self.directory.digests[f"{name}-student"],
+        inputs = [self.directory.digests["prompts"], *(self.directory.digests[stage] for stage in self.lessons.stages(number)),
                   self.directory.digests["warmup" if number == 1 else f"round_{number - 1}-train"], self._model("teacher"), self._model("student"),
                   self.plan.vocab, asdict(self.plan.preset), self._optimisation(), number, __version__]  # fmt: skip
         files = RoundFiles(folder=self.path / name, previous=self.path / f"round_{number - 1}" if number > 1 else None, inputs=digest_of([inputs, self.plan.recipe.train.micro_batch]))
         outputs = [f"{name}/{file}" for file in ("adapter", "optimizer.pt", "curriculum.json", "metrics.jsonl")]
-        self.directory.stage(f"{name}-train", inputs, outputs, lambda: self._teaching.round(self._lesson(number), self._adapter(number - 1), files), together=True)
+        self.directory.stage(f"{name}-train", inputs, outputs, lambda: self._teaching.round(self.lessons.lesson(number), self._adapter(number - 1), files), together=True)
         if self.processes.first:
             self._gather_metrics(number)
 
     @property
     def _teaching(self) -> Teaching:
         return Teaching(self.shop, self.processes, self._read("train"))
-
-    def _lesson(self, number: int) -> Lesson:
-        of_teacher, of_student = f"round_{self._teacher_round(number)}", f"round_{number}"
-        return Lesson(number, self._responses(of_teacher, "teacher"), self._responses(of_student, "student"), self.path / of_teacher, self.path / of_student)
 
     def _gather_metrics(self, last: int) -> None:
         folders = [f"round_{i}" for i in range(1, last + 1)]
@@ -214,6 +215,27 @@ class Run:
 
         inputs = [plan.digest, self.directory.digests["warmup"], self.directory.digests[f"round_{plan.recipe.train.rounds}-train"], __version__]
         self.directory.stage("evaluate", inputs, ["measurements.json"], work)
+
+    def measure_before(self) -> None:
+        """Measure the student and the warmed-up student on the held-out prompts now; `evaluate` finds it done."""
+        plan = self.plan
+        adapters = {"student": None} | ({"warm-up": self._adapter(0)} if plan.recipe.warmup.kind != "none" else {})
+        if not self._read("heldout"):
+            return
+
+        def work() -> None:
+            Examination(self.shop, adapters).measure_before()
+
+        inputs = [[one.model_dump(mode="json") for one in plan.recipe.evaluate], self._model("teacher"), self._model("student"), plan.recipe.sampling.model_dump(exclude=NOT_THE_TEXT),
+                  plan.recipe.train.seed, plan.vocab, self.directory.digests["prompts"], self.directory.digests["warmup"], __version__]  # fmt: skip
+        self.directory.stage("evaluate-before", inputs, [f"evaluation/{KNOWN}"], work)
+
+    def finish(self) -> None:
+        """After the evaluation: the record, the card, the local repository folder, the page of examples."""
+        write_record(self.path, self.plan, self.directory.seconds(), self.results(), self.chat_template(), self.directory.memory())
+        self.reporter.stage("card", "started")
+        build_local(self.path)
+        write_examples_page(self.path, self.plan.loaded.name)
 
     def chat_template(self) -> str | None:
         """The chat template that the student was trained with, where its own differs or is missing: who uses the adapter needs it."""

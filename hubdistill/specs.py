@@ -178,15 +178,18 @@ class WarmupSpec(Spec):
 class LossSpec(Spec):
     """The contrastive loss. A preset fills every field that is left out; see docs/method.md."""
 
-    preset: Literal["distillm2", "paper", "released", "cald", "gkd", "kl", "tvd", "sft"] = Field("distillm2", description="distillm2: alpha curriculum, linear beta ramp. paper: Algorithm 1 to the letter. released: what the authors' code ran. cald: eq. 5. To compare with, on the same responses: gkd, generalised JSD at 0.5; kl, forward KL; tvd, total variation, which is how often a draft is rejected; sft, fine-tuning on the teacher's.")
+    preset: Literal["distillm2", "paper", "released", "cald", "cald_beta", "cald_alpha", "off_policy", "distillm", "gkd", "imitkd", "kd", "seqkd", "sft", "dpo", "dpkd", "kl", "tvd"] = Field("distillm2", description="distillm2: alpha curriculum, linear beta ramp. paper: Algorithm 1 to the letter. released: what the authors' code ran. cald: eq. 5. The others are what to compare with: docs/baselines.md.")
     alpha: float | None = Field(None, gt=0, lt=1, description="Skew alpha_0: share of the other model in the mixture.")
     alpha_range: Annotated[tuple[float, float], Strict(False)] | None = Field(None, description="Lower and upper clip of the curriculum's alpha (0.01 and 0.1 in B.3).")
     anchor: Literal["off", "frozen", "batch", "ema"] | None = Field(None, description="Mean gap m that the curriculum aims at; `off` keeps alpha constant.")
     nonpositive_gap: Literal["max", "min"] | None = Field(None, description="Alpha where the gap is not positive: the upper or the lower clip.")
     mix_grad: Literal["exact", "detached"] | None = Field(None, description="Whether the gradient flows through the mixture.")
-    beta: Literal["linear", "paper", "released", "constant", "off"] | None = Field(None, description="Schedule of beta, the weight of the student-response term; `off` is 0.")
+    beta: Literal["linear", "paper", "released", "constant", "off", "full"] | None = Field(None, description="Schedule of beta, the weight of the student-response term; `off` is 0 and `full` 1: the other response is not sampled.")
     beta_end: float | None = Field(None, ge=0, le=1, description="Last beta of the `linear` schedule.")
     reduction: Literal["sequence", "token"] | None = Field(None, description="Mean over a response's tokens, then over responses; or over all tokens.")
+    fixed_responses: Literal["teacher", "data"] | None = Field(None, description="What stands beside the student's response: the teacher's, or the data set's own.")
+    student_responses: Literal["round", "replay", "initial"] | None = Field(None, description="Which of the student's responses a round trains on: those sampled before it; for each prompt one of any round so far (replay); those of round 1.")
+    strength: float | None = Field(None, gt=0, le=100, description="Lambda of the presets dpo and dpkd: how strongly the responses of a pair are told apart.")
 
     @model_validator(mode="after")
     def _range_is_ordered(self) -> LossSpec:
@@ -216,8 +219,9 @@ class TrainSpec(Spec):
     """Rounds and optimisation."""
 
     rounds: int = Field(3, ge=1, le=100, description="Rounds: sample, then train one pass over the pairs.")
-    pairs_per_step: int = Field(128, ge=1, description="Pairs in an optimiser step, over all devices.")
+    pairs_per_step: int = Field(128, ge=1, description="Pairs in an optimiser step, over all devices; where a preset trains on one response of a pair alone, twice as many prompts.")
     micro_batch: int = Field(1, ge=1, description="Pairs in one forward pass on one device; lower it when memory runs out, the result is the same.")
+    tokens: int | None = Field(None, ge=1, description="Response tokens to train on in a round: the pairs are repeated or cut to hold so many. One pass over them without it.")
     learning_rate: float = Field(5e-5, gt=0, lt=1, description="Peak learning rate of AdamW (cosine over all rounds, 10 % warm-up).")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory in the student.")

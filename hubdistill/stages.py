@@ -186,6 +186,8 @@ class Workshop:
         one that has read everything before, and has no say then."""
         from hubdistill.training.prefix import who_shares
 
+        if not all(self.plan.preset.sides):  # one response a prompt
+            return frozenset()
         models = {"student": student} | ({"teacher": teacher.model} if hasattr(teacher, "model") else {})
         found = who_shares(self.plan.sharing, models, self.reading, pair, self.reporter.note)
         return found if "teacher" in models or not found else frozenset({"teacher", "student"})  # so that no second view of a batch is made

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubdistill import __version__
-from hubdistill.examination import row_finder
+from hubdistill.errors import TrainingError
+from hubdistill.examination import ground_truth, row_finder
+from hubdistill.lessons import DATA, Lesson
 from hubdistill.losses.schedules import AlphaCurriculum
 from hubdistill.modalities.base import Row
 from hubdistill.pairs.join import Pairs
 from hubdistill.pairs.prompts import Prompt
-from hubdistill.pairs.store import ResponseSet
+from hubdistill.pairs.store import Question, ResponseHeader, ResponseSet, collect
 from hubdistill.processes import Processes
 from hubdistill.stages import Workshop, borrowed
 
@@ -24,17 +26,6 @@ if TYPE_CHECKING:
     from hubdistill.training.rounds import RoundFiles
     from hubdistill.training.states import States
     from hubdistill.training.teachers import Teacher
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a round trains on: the response sets of teacher and student, and the folders that they lie in."""
-
-    number: int
-    teacher: ResponseSet
-    student: ResponseSet
-    teacher_folder: Path
-    student_folder: Path
 
 
 @dataclass(frozen=True)
@@ -79,20 +70,32 @@ class Teaching:
             return rows, {"empty": len(answers) - len(rows), "cut": sum(r.finish_reason == "length" for r in answers)}
         return ground_truth_rows(self.prompts, shop.tokenizer, shop.end_id, shop.vocab, shop.plan.recipe.sampling.max_tokens, shop.media_ids)
 
+    def data_responses(self, folder: Path) -> dict[str, Any]:
+        """Keep the data set's own responses as a response set, cut at the recipe's length limit. Raises TrainingError where there are none."""
+        shop, recipe = self.shop, self.shop.plan.recipe
+        found = {response.prompt_id: response for response in ground_truth(shop, self.prompts)}
+        if not found:
+            raise TrainingError(f"loss.preset {shop.plan.preset.name} trains on the data set's responses, and no prompt has one; name their column in prompts.response_column, or write loss.fixed_responses: teacher")
+        header = ResponseHeader(who=DATA, purpose="data set", model=recipe.prompts.dataset, commit=shop.plan.prompts.commit, dtype="", vocab=shop.vocab, adapter=None,
+                                template="", sampling={"max_tokens": recipe.sampling.max_tokens}, stop_ids=shop.stop_ids, engine=DATA, engine_version=__version__, seed=0)  # fmt: skip
+        questions = [Question(response.prompt_id, response.prompt_ids) for response in found.values()]
+        kept = collect(folder, header, questions, lambda missing: [[found[question.prompt_id] for question in missing]] if missing else [], self.processes)
+        return {key: kept.manifest[key] for key in ("rows", "tokens", "truncated")}
+
     def round(self, lesson: Lesson, adapter: Path, files: RoundFiles) -> dict[str, Any]:
         """Train a round, from the adapter of the one before."""
         from hubdistill.training.rounds import train_round
         from hubdistill.training.trainer import Distillation, Position
 
         plan, shop, train = self.shop.plan, self.shop, self.shop.plan.recipe.train
-        images = {prompt.id: prompt.images for prompt in self.prompts} if plan.target.modality.own_view else None
-        pairs = Pairs(lesson.teacher, lesson.student, images)
+        views = {prompt.id: prompt for prompt in self.prompts} if plan.target.modality.own_view else None
+        pairs = Pairs(lesson.teacher, lesson.student, views, tokens=train.tokens, seed=train.seed + lesson.number)
         with self._teacher(lesson) as teacher, borrowed(lambda: shop.load_adapted(adapter, trainable=True, layout=shop.spread)) as student:
             distillation = Distillation(
                 teacher=teacher, reading=shop.reading, vocab=shop.vocab, preset=plan.preset, shared=shop.who_shares(teacher, student, pairs[0]),
                 position=Position(round=lesson.number, rounds=train.rounds), curriculum=AlphaCurriculum(plan.preset, round=lesson.number),
             )  # fmt: skip
-            shop.reporter.start(f"round {lesson.number} of {train.rounds}, training", math.ceil(len(pairs) / train.pairs_per_step), "steps")
+            shop.reporter.start(f"round {lesson.number} of {train.rounds}, training", math.ceil(len(pairs) / plan.prompts_per_step), "steps")
             return train_round(student, pairs, distillation, train, files, accumulation=plan.accumulation, progress=shop.reporter.advance, processes=self.processes)
 
     @contextmanager
@@ -107,11 +110,11 @@ class Teaching:
                 yield LoadedTeacher(model, shop.reading, shop.device)
             return
         with borrowed(shop.load_teacher) as model:
-            by_teacher = self._states(lesson.teacher_folder, lesson.teacher, model)
-            by_student = self._states(lesson.student_folder, lesson.student, model)
+            by_teacher = self._states(lesson.teacher_folder, lesson.teacher, model) if lesson.teacher else None
+            by_student = self._states(lesson.student_folder, lesson.student, model) if lesson.student else None
             head = moved(head_of(model), shop.device)
         yield CachedTeacher(head, by_teacher, by_student)
-        if self.processes.first:
+        if self.processes.first and by_student:
             # The student answers anew in the next round; the teacher's answers serve again.
             shutil.rmtree(by_student.folder, ignore_errors=True)
 

@@ -86,11 +86,14 @@ def seconds_of(plan: Plan, rates: Rates) -> dict[str, float] | None:
     rounds, share = recipe.train.rounds, 1 / plan.processes
     teacher_sets = rounds if recipe.sampling.resample_teacher else 1
     asked = recipe.prompts.heldout * bool(recipe.evaluate)
+    first, second = plan.preset.sides
+    student_sets = second * (1 if plan.preset.student_responses == "initial" else rounds)
+    most = recipe.train.tokens / (2 * recipe.sampling.max_tokens) if recipe.train.tokens else prompts * (first + second) / 2
     warm_up = 0.0 if recipe.warmup.kind == "none" else recipe.warmup.epochs * prompts * rates.row
     return {
-        "sampling": prompts * (teacher_sets * rates.response["teacher"] + rounds * rates.response["student"]) * (share if recipe.sampling.engine == "transformers" else 1),
+        "sampling": prompts * (teacher_sets * rates.response["teacher"] + student_sets * rates.response["student"]) * (share if recipe.sampling.engine == "transformers" else 1),
         "warm-up": warm_up * share,
-        "training": rounds * prompts * rates.pair * share,
+        "training": rounds * most * rates.pair * share,
         "evaluation": asked * (rates.response["teacher"] + EVALUATED * (rates.response["student"] + rates.pair / 2)),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -65,6 +65,7 @@ class HeldOut:
     truth: Sequence[Response] = ()  # the data set's own responses to the held-out prompts
     longest: int = 0  # tokens of a response, at most
     stop_ids: tuple[int, ...] = ()  # that end a response
+    known: Mapping[str, Mapping[str, dict[str, float]]] = field(default_factory=dict)  # subject -> "metric, on" -> prompt id -> value, of subjects that were measured before
     # (metric, on) -> subject -> prompt id -> value
     values: dict[tuple[str, str], dict[str, dict[str, float]]] = field(default_factory=dict)
 
@@ -98,6 +99,11 @@ def summaries(heldout: HeldOut, metrics: Collection[str] = tuple(UNITS)) -> list
 
 
 def _measure_subject(heldout: HeldOut, subject: Subject, kinds: set[str], also: Also | None) -> None:
+    if subject.name in heldout.known and not also and not heldout.questions:
+        for key, values in heldout.known[subject.name].items():
+            metric, _, on = key.partition(", ")
+            heldout.keep(subject.name, metric, on, dict(values))
+        return
     teacher = list(heldout.teacher_responses.rows())
     with subject.opened() as model:
         own = list(subject.responses(model).rows())

@@ -97,6 +97,35 @@ def paired_difference(values: Mapping[str, float], against: Mapping[str, float],
     return Difference(against=name, value=value, low=low, high=high)
 
 
+def paired_p(differences: list[float], seed: int = 0) -> float:
+    """Two-sided p of the sign-flip permutation test that paired differences are symmetric around zero (Fisher 1935).
+
+    Flips are drawn, not enumerated; the observed one counts among them, so that p is never 0.
+    """
+    import numpy
+
+    if not differences:
+        raise ValueError("there is no difference to test; measure at least one prompt on both sides")
+    array = numpy.asarray(differences, dtype=numpy.float64)
+    generator = numpy.random.default_rng(seed)
+    seen = abs(array.sum()) * (1 - 1e-12)
+    step = max(1, 2_000_000 // len(array))
+    as_far = sum(
+        int((abs((1 - 2 * generator.integers(0, 2, size=(min(step, RESAMPLES - start), len(array)))) @ array) >= seen).sum())
+        for start in range(0, RESAMPLES, step)
+    )  # fmt: skip
+    return (as_far + 1) / (RESAMPLES + 1)
+
+
+def holm(values: Mapping[str, float]) -> dict[str, float]:
+    """p values adjusted so that all of them together are wrong with the stated probability (Holm 1979)."""
+    found, highest = dict[str, float](), 0.0
+    for rank, name in enumerate(sorted(values, key=lambda one: values[one])):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[name]))
+        found[name] = highest
+    return {name: found[name] for name in values}
+
+
 def summarise(values: Mapping[str, float], *, seed: int = 0, **described: Any) -> Measurement:
     """A measurement from per-prompt values (prompt id -> value); `described` fills its other fields."""
     value, low, high = mean_and_interval([values[key] for key in sorted(values)], seed)

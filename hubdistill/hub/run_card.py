@@ -124,9 +124,14 @@ def _loss_rows(record: Mapping[str, Any]) -> dict[str, str]:
     loss, beta = record["loss"], record["beta"]
     curriculum = "constant" if loss["anchor"] == "off" else f"curriculum from round 2, clipped to [{loss['alpha_low']:g}, {loss['alpha_high']:g}], {loss['anchor']} anchor"
     on_teacher, on_student = (DIVERGENCES[kind] for kind in loss["kinds"])
-    silent = " (weight 0)" if loss["beta"] == "off" else ""
+    fixed = "teacher" if loss["fixed_responses"] == "teacher" else "data set"
+    whose = {"round": "student responses", "replay": "student responses of all rounds so far", "initial": "student responses of round 1"}
+    parts = [f"{on_teacher} on {fixed} responses"] * (loss["beta"] != "full") + [f"{on_student} on {whose[loss['student_responses']]}"] * (loss["beta"] != "off")
+    if loss["preference"] != "off":
+        against = "teacher" if loss["preference"] == "teacher" else "student before the round"
+        return {"loss": f"{loss['name']}: {fixed} responses preferred to {whose[loss['student_responses']]}, likelihoods held against the {against}'s", "lambda": f"{loss['strength']:g}"}
     return {
-        "loss": f"{loss['name']}: {on_teacher} on teacher responses, {on_student} on student responses{silent}",
+        "loss": f"{loss['name']}: {', '.join(parts)}",
         "alpha": "none" if not SKEWED & set(loss["kinds"]) else f"{loss['alpha']:g}, {curriculum}",
         "beta": f"{loss['beta']}, {beta[0]['first']:.2f} to {beta[-1]['last']:.2f}",
         "mixture gradient": loss["mix_grad"],

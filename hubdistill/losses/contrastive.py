@@ -28,30 +28,68 @@ class LossPreset:
     anchor: Literal["off", "frozen", "batch", "ema"] = "frozen"
     nonpositive_gap: Literal["max", "min"] = "max"
     mix_grad: Literal["exact", "detached"] = "exact"
-    beta: Literal["linear", "paper", "released", "constant", "off"] = "linear"
+    beta: Literal["linear", "paper", "released", "constant", "off", "full"] = "linear"
     beta_end: float = 1.0
     reduction: Literal["sequence", "token"] = "sequence"
     kinds: tuple[str, str] = ("skl", "srkl")  # the divergence on teacher and on student responses
+    fixed_responses: Literal["teacher", "data"] = "teacher"
+    student_responses: Literal["round", "replay", "initial"] = "round"
+    preference: Literal["off", "teacher", "before"] = "off"  # in place of divergences (preference.py), and what it is held against
+    strength: float = 0.1  # lambda of eq. 3 and 4
+
+    @property
+    def sides(self) -> tuple[bool, bool]:
+        """Whether the teacher's (or the data set's) and the student's responses are trained on: where beta leaves one out, it is not even sampled."""
+        return self.beta != "full", self.beta != "off"
+
+    @property
+    def prompts_per_pair(self) -> int:
+        """Prompts that take the place of a pair, so that a step holds as many responses with every preset."""
+        return 2 // sum(self.sides)
 
 
 DISTILLM2 = LossPreset(name="distillm2")
+PLAIN = replace(DISTILLM2, anchor="off", beta="constant")  # no curriculum, no ramp
 PRESETS = {
     preset.name: preset
     for preset in (
         DISTILLM2,
         replace(DISTILLM2, name="paper", beta="paper"),
         # what the authors' code ran: no curriculum, no ramp, no gradient through the mixture
-        replace(DISTILLM2, name="released", anchor="off", beta="constant", mix_grad="detached"),
-        # eq. 5; its factor 2 over eq. 2 at beta 0.5 is left out, so that presets share one gradient scale
-        replace(DISTILLM2, name="cald", anchor="off", beta="constant"),
-        # the divergence of GKD (Agarwal et al. 2024, arXiv 2306.13649) at its usual b = 0.5, on the same two responses
-        replace(DISTILLM2, name="gkd", anchor="off", beta="constant", kinds=("jsd", "jsd"), alpha=0.5),
-        # plain forward KL on the same two responses
-        replace(DISTILLM2, name="kl", anchor="off", beta="constant", kinds=("kl", "kl")),
-        # how often a draft is rejected, as DistillSpec trains (Zhou et al. 2024, arXiv 2310.08461), on the same two responses
-        replace(DISTILLM2, name="tvd", anchor="off", beta="constant", kinds=("tv", "tv")),
-        # fine-tuning on what the teacher said; the student's responses have weight zero
-        replace(DISTILLM2, name="sft", anchor="off", beta="off", kinds=("nll", "nll")),
+        replace(PLAIN, name="released", mix_grad="detached"),
+        # eq. 5, Table 5 row (1); its factor 2 over eq. 2 at beta 0.5 is left out, so that presets share one gradient scale
+        replace(PLAIN, name="cald"),
+        # Table 5 rows (1)+(2) and (1)+(3); all three are distillm2
+        replace(PLAIN, name="cald_beta", beta="linear"),
+        replace(PLAIN, name="cald_alpha", anchor="frozen"),
+        # Table 12: the student's responses of the first round in every round
+        replace(DISTILLM2, name="off_policy", student_responses="initial"),
+        # DistiLLM (Ko et al. 2024, arXiv 2402.03898): skew reverse KL on the data set's responses and on the student's, half
+        # each, the latter drawn from a buffer of all rounds. Its share of student responses rises with the validation loss
+        # from 0; ours is constant. Its loss on a pre-training corpus is left out, as in DistiLLM-2 (C.2).
+        replace(PLAIN, name="distillm", kinds=("srkl", "srkl"), student_responses="replay"),
+        # GKD (Agarwal et al. 2024, arXiv 2306.13649): JSD at its usual b = 0.5, half of the responses the student's; these
+        # are sampled once a round and not at every step
+        replace(PLAIN, name="gkd", kinds=("jsd", "jsd"), alpha=0.5),
+        # ImitKD (Lin et al. 2020, arXiv 2009.07253): full-distribution imitation on the student's responses; sampled once a
+        # round, and without the decaying share of data that it starts from
+        replace(PLAIN, name="imitkd", beta="full", kinds=("kl", "kl")),
+        # KD (Hinton et al. 2015, arXiv 1503.02531) at temperature 1 on the data set's responses, without a hard-label term
+        replace(PLAIN, name="kd", beta="off", kinds=("kl", "kl"), fixed_responses="data"),
+        # SeqKD (Kim & Rush 2016, arXiv 1606.07947): fine-tuning on what the teacher said, sampled in place of its beam search
+        replace(PLAIN, name="seqkd", beta="off", kinds=("nll", "nll")),
+        # fine-tuning on the data set's responses
+        replace(PLAIN, name="sft", beta="off", kinds=("nll", "nll"), fixed_responses="data"),
+        # DPO (Rafailov et al. 2023, arXiv 2305.18290), eq. 3: the teacher's response preferred to the student's; held against
+        # the student as it was before the round, as batched DPO does (Rosset et al. 2024, arXiv 2404.03715)
+        replace(PLAIN, name="dpo", kinds=("nll", "nll"), preference="before"),
+        # DPKD (Li et al. 2024, arXiv 2406.19774), eq. 4: the same held against the teacher; summed over tokens as eq. 4 is,
+        # without its authors' normalisation by length and their term on the teacher's responses
+        replace(PLAIN, name="dpkd", kinds=("nll", "nll"), preference="teacher"),
+        # plain forward KL on both responses
+        replace(PLAIN, name="kl", kinds=("kl", "kl")),
+        # how often a draft is rejected, as DistillSpec trains (Zhou et al. 2024, arXiv 2310.08461), on both responses
+        replace(PLAIN, name="tvd", kinds=("tv", "tv")),
     )
 }
 
@@ -83,10 +121,12 @@ def contrastive_loss(
     side_tokens: tuple[int, int] | None = None,
     vocab: int | None = None,
     budget_bytes: int | None = None,
+    reference_logp_B: Tensor | None = None,
 ) -> tuple[Tensor, Tokens]:
     """Eq. 2: 1/2 [(1-beta) mean skl on teacher responses + beta mean srkl on student responses], in nats.
 
-    (Or the other divergences that the preset names.)
+    (Or the other divergences that the preset names; or its preference, which wants `reference_logp_B` where it is held
+    against the student before the round, and takes no notice of beta, alpha and reduction.)
 
     Reduction `sequence`: mean over a response's tokens, then sum over responses / `pairs`. Pass the pairs of the
     whole optimiser step and add the micro-batches' losses, or those of this micro-batch and average. Reduction
@@ -96,6 +136,10 @@ def contrastive_loss(
     """
     from hubdistill.losses.chunked import chunked_divergence
 
+    if preset.preference != "off":
+        from hubdistill.losses.preference import Preference, preference_loss
+
+        return preference_loss(responses, student_head, teacher_head, Preference(preset.strength, pairs, vocab, budget_bytes), reference_logp_B)
     weights_N = token_weights(responses, preset.reduction, beta=beta, pairs=pairs, side_tokens=side_tokens)
     return chunked_divergence(
         responses, student_head, teacher_head, weights_N, alpha,

@@ -26,7 +26,7 @@ def beta_at(schedule: str, *, round: int, rounds: int, step: int, steps: int, en
 
     linear: 0.5 to `end` over all steps of all rounds. paper: clip(e/E + tau/T, 0.5, 1), tau = 1..T (Algorithm 1, line
     13). released: 0.5 to 0.75, reached half-way through each round, as the authors' code trains each round on its
-    own. constant: 0.5. off: 0, teacher responses alone. Raises ValueError for an unknown name or a place outside the run.
+    own. constant: 0.5. off: 0, teacher responses alone. full: 1, student responses alone. Raises ValueError for an unknown name or a place outside the run.
     """
     if not (1 <= round <= rounds and 0 <= step < steps):
         raise ValueError(
@@ -42,9 +42,9 @@ def beta_at(schedule: str, *, round: int, rounds: int, step: int, steps: int, en
         return BETA_START + 0.25 * min(1.0, 2 * step / steps)
     if schedule == "constant":
         return BETA_START
-    if schedule == "off":
-        return 0.0
-    raise ValueError(f"unknown beta schedule {schedule!r}; choose linear, paper, released, constant or off")
+    if schedule in ("off", "full"):
+        return float(schedule == "full")
+    raise ValueError(f"unknown beta schedule {schedule!r}; choose linear, paper, released, constant, off or full")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class BetaTable:
 
 def beta_table(schedule: str, *, rounds: int, steps: int, end: float = 1.0) -> BetaTable:
     """Beta over `rounds` rounds of `steps` optimiser steps each."""
-    rows, silent = [], []
+    rows, silent = [], list[str]()
     for round in range(1, rounds + 1):
         values = [
             beta_at(schedule, round=round, rounds=rounds, step=step, steps=steps, end=end) for step in range(steps)
@@ -75,7 +75,7 @@ def beta_table(schedule: str, *, rounds: int, steps: int, end: float = 1.0) -> B
         rows.append(BetaRow(round, values[0], values[-1], sum(values) / steps))
         zero = sum(value >= 1.0 for value in values)
         # the last step of a linear ramp to 1 is what was asked for; more than that is a surprise
-        if zero > 1 or (zero and schedule == "paper"):
+        if schedule != "full" and (zero > 1 or (zero and schedule == "paper")):
             silent.append(f"round {round}: {'all' if zero == steps else zero} of {steps} steps")
     if not silent:
         return BetaTable(tuple(rows), None)

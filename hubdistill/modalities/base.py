@@ -33,10 +33,13 @@ class Row:
         return self.prompt_ids if self.student_prompt_ids is None else self.student_prompt_ids
 
 
-def rows_of(pairs: Sequence[Pair]) -> list[Row]:
-    """Pairs as rows: all teacher responses, then all student responses."""
-    rows = [Row(pair.prompt_ids, pair.teacher_ids, False, pair.student_prompt_ids, pair.images) for pair in pairs]
-    return rows + [Row(pair.prompt_ids, pair.student_ids, True, pair.student_prompt_ids, pair.images) for pair in pairs]
+def rows_of(pairs: Sequence[Pair], sides: tuple[bool, bool] = (True, True)) -> list[Row]:
+    """Pairs as rows: all teacher responses, then all student responses; of the `sides` that are asked for."""
+    found = []
+    for from_student in (flag for flag, wanted in zip((False, True), sides, strict=True) if wanted):
+        responses = [pair.student_ids if from_student else pair.teacher_ids for pair in pairs]
+        found += [Row(pair.prompt_ids, ids, from_student, pair.student_prompt_ids, pair.images) for pair, ids in zip(pairs, responses, strict=True)]
+    return found
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,8 +17,9 @@ from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 from hubdistill.errors import TrainingError
 from hubdistill.files import write_atomically, write_json
 from hubdistill.processes import ALONE, Processes
+from hubdistill.training.reference import likelihoods_before
 from hubdistill.training.telemetry import RoundBookkeeping
-from hubdistill.training.trainer import ContrastiveTrainer, Distillation
+from hubdistill.training.trainer import ContrastiveTrainer, Distillation, PairCollator
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -92,8 +93,12 @@ def train_round(model: PeftModel, pairs: Pairs, distillation: Distillation, spec
     checkpoints = files.folder / "checkpoints"
     last = processes.share(_last_checkpoint(checkpoints, files.inputs) if processes.first else None)
     _restore(distillation, files, last)
+    if distillation.preset.preference == "before":
+        collate = PairCollator(distillation.reading, pairs)
+        distillation = replace(distillation, reference=likelihoods_before(model, pairs, collate, distillation, spec.micro_batch))
     arguments = on_one_device(TrainingArguments(**training_arguments(
-        checkpoints, spec, seed=spec.seed + 1000 * position.round, accumulation=accumulation, num_train_epochs=1, save_strategy="no")))  # fmt: skip
+        checkpoints, spec, seed=spec.seed + 1000 * position.round, accumulation=accumulation, num_train_epochs=1, save_strategy="no",
+        per_device_train_batch_size=spec.micro_batch * distillation.preset.prompts_per_pair)))  # fmt: skip
     trainer = ContrastiveTrainer(
         model, arguments, pairs, distillation,
         optimizer_state=torch.load(files.previous / OPTIMIZER, weights_only=True, map_location="cpu") if files.previous else None,
@@ -113,7 +118,7 @@ def train_round(model: PeftModel, pairs: Pairs, distillation: Distillation, spec
     if processes.first:
         _save(model, trainer, files, learnt)
         shutil.rmtree(checkpoints, ignore_errors=True)
-    return {"steps": trainer.state.global_step, "loss": outcome.training_loss, **pairs.report.as_dict()}
+    return {"steps": trainer.state.global_step, "loss": outcome.training_loss, "tokens": pairs.tokens, **pairs.report.as_dict()}
 
 
 def _last_checkpoint(folder: Path, inputs: str) -> str | None:

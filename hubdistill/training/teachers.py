@@ -58,11 +58,11 @@ class CachedTeacher:
     """A teacher that has read everything before; its model is not loaded."""
 
     head: Head
-    by_teacher: States  # of the teacher's responses
-    by_student: States
+    by_teacher: States | None  # of the teacher's responses; None where the round does not train on them
+    by_student: States | None
 
     def hidden(self, batch: Batch, prompt_ids: Sequence[str]) -> torch.Tensor:
-        return torch.cat([states.of(prompt_id) for states in (self.by_teacher, self.by_student) for prompt_id in prompt_ids])
+        return torch.cat([states.of(prompt_id) for states in (self.by_teacher, self.by_student) if states for prompt_id in prompt_ids])
 
 
 def moved(head: Head, device: torch.device) -> Head:

@@ -22,6 +22,7 @@ from hubdistill.models.load import base_of, head_of
 from hubdistill.models.pair_attention import pair_attention
 from hubdistill.pairs.join import Pair, Pairs
 from hubdistill.training.order import loader
+from hubdistill.training.reference import Likelihoods
 from hubdistill.training.teachers import Teacher
 from hubdistill.training.telemetry import Telemetry
 
@@ -55,6 +56,11 @@ class Distillation:
     position: Position
     curriculum: AlphaCurriculum
     shared: frozenset[str] = frozenset()  # who reads the prompt of a pair once, of "teacher" and "student" (prefix.py)
+    reference: Likelihoods | None = None  # where the loss is held against the student before the round
+
+    def reference_logps(self, prompt_ids: Sequence[str]) -> torch.Tensor | None:
+        """Log-probability (2 P,) of the teacher's responses of P pairs, then of the student's, before the round; None without a reference."""
+        return None if self.reference is None else torch.tensor([self.reference[one] for one in prompt_ids], dtype=torch.float64).T.flatten()
 
 
 def learning_rate_factor(progress: float) -> float:
@@ -75,16 +81,19 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Pairs -> micro-batch. Nobody's is that of `pairs[0]`: what goes through the motions must be of the usual kind."""
+    """Pairs -> micro-batch, of the sides that the loss trains on. Nobody's is that of `pairs[0]`: what goes through the
+    motions must be of the usual kind."""
 
     reading: Reading
     pairs: Sequence[Pair]
     shared: frozenset[str] = frozenset()  # as Distillation's
+    sides: tuple[bool, bool] = (True, True)
 
     def __call__(self, picked: Sequence[Pair | None]) -> dict[str, MicroBatch]:
         found = [pair for pair in picked if pair is not None]
         pairs = found or [self.pairs[0]]
-        return {"micro": MicroBatch(self.reading.collate(rows_of(pairs), self.shared), tuple(pair.prompt_id for pair in pairs), not found)}
+        rows = rows_of(pairs, self.sides)
+        return {"micro": MicroBatch(self.reading.collate(rows, self.shared), tuple(pair.prompt_id for pair in pairs), not found)}
 
 
 class ContrastiveTrainer(Trainer):
@@ -107,7 +116,8 @@ class ContrastiveTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The pairs, dealt out to the processes."""
-        return loader(self._pairs, PairCollator(self.distillation.reading, self._pairs, self.distillation.shared), self.args)
+        settings = self.distillation
+        return loader(self._pairs, PairCollator(settings.reading, self._pairs, settings.shared, settings.preset.sides), self.args)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """AdamW, continued from the previous round: its moments, not its learning rate."""
@@ -132,7 +142,7 @@ class ContrastiveTrainer(Trainer):
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = [0, 0, 0]
         for batch in (sample["micro"].batch for sample in samples if not sample["micro"].nobody):
-            counts[0] += len(batch.lengths_B) // 2
+            counts[0] += len(batch.lengths_B) // sum(self.distillation.preset.sides)
             counts[1] += int(batch.lengths_B[~batch.from_student_B].sum())
             counts[2] += int(batch.lengths_B[batch.from_student_B].sum())
         total = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum")
@@ -164,6 +174,7 @@ class ContrastiveTrainer(Trainer):
         loss, per_token = contrastive_loss(
             responses, self._student_head, settings.teacher.head, settings.preset, beta=beta,
             alpha=settings.curriculum.rule(), pairs=pairs, side_tokens=(tokens[0], tokens[1]), vocab=settings.vocab,
+            reference_logp_B=settings.reference_logps(micro.prompt_ids),
         )  # fmt: skip
         if not torch.isfinite(loss):
             raise TrainingError(

@@ -1,5 +1,6 @@
 """Intervals against a plain bootstrap with another generator, against theory, and at the edges."""
 
+import itertools
 import json
 import math
 import random
@@ -13,8 +14,10 @@ from hubdistill.evaluation.statistics import (
     Difference,
     Measurement,
     around_geometric_mean,
+    holm,
     mean_and_interval,
     paired_difference,
+    paired_p,
     summarise,
 )
 
@@ -163,3 +166,25 @@ def test_ratios_of_equal_noisy_times_are_one_in_the_geometric_mean():
     error = plain.stdev(math.log(one) for one in ratios.values()) / math.sqrt(4000)
     assert (low, high) == (pytest.approx(value * math.exp(-1.96 * error), abs=0.2 * error), pytest.approx(value * math.exp(1.96 * error), abs=0.2 * error))
     assert around_geometric_mean({"a": 2.0, "b": 2.0}) == pytest.approx({"a": 2.0, "b": 2.0})
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sign_flips_agree_with_all_of_them(seed):
+    generator = random.Random(seed)
+    apart = [generator.gauss(0.3, 1) for _ in range(11)]
+    sums = [abs(sum(sign * value for sign, value in zip(signs, apart, strict=True))) for signs in itertools.product((1, -1), repeat=len(apart))]
+    exact = sum(one >= abs(sum(apart)) - 1e-9 for one in sums) / len(sums)
+    assert paired_p(apart) == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 10_000) + 1e-4)
+
+
+def test_p_is_small_where_all_differ_one_way_and_one_where_nothing_differs():
+    assert paired_p([1.0] * 40) == pytest.approx(1 / 10_001)
+    assert paired_p([0.0] * 5) == 1.0
+    with pytest.raises(ValueError, match="no difference"):
+        paired_p([])
+
+
+def test_holm_by_hand():
+    assert holm({"a": 0.04, "b": 0.01, "c": 0.03}) == pytest.approx({"a": 0.06, "b": 0.03, "c": 0.06})
+    assert holm({"a": 0.6, "b": 0.5}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}

@@ -161,6 +161,9 @@ def test_presets():
             p.beta_end,
             p.reduction,
             *(() if p.kinds == ("skl", "srkl") else p.kinds),
+            *(() if p.fixed_responses == "teacher" else (p.fixed_responses,)),
+            *(() if p.student_responses == "round" else (p.student_responses,)),
+            *(() if p.preference == "off" else (p.preference, p.strength)),
         )
         for name, p in PRESETS.items()
     }
@@ -172,7 +175,16 @@ def test_presets():
         "gkd": (0.5, 0.01, 0.1, "off", "max", "exact", "constant", 1.0, "sequence", "jsd", "jsd"),
         "kl": (0.1, 0.01, 0.1, "off", "max", "exact", "constant", 1.0, "sequence", "kl", "kl"),
         "tvd": (0.1, 0.01, 0.1, "off", "max", "exact", "constant", 1.0, "sequence", "tv", "tv"),
-        "sft": (0.1, 0.01, 0.1, "off", "max", "exact", "off", 1.0, "sequence", "nll", "nll"),
+        "cald_beta": (0.1, 0.01, 0.1, "off", "max", "exact", "linear", 1.0, "sequence"),
+        "cald_alpha": (0.1, 0.01, 0.1, "frozen", "max", "exact", "constant", 1.0, "sequence"),
+        "off_policy": (0.1, 0.01, 0.1, "frozen", "max", "exact", "linear", 1.0, "sequence", "initial"),
+        "distillm": (0.1, 0.01, 0.1, "off", "max", "exact", "constant", 1.0, "sequence", "srkl", "srkl", "replay"),
+        "imitkd": (0.1, 0.01, 0.1, "off", "max", "exact", "full", 1.0, "sequence", "kl", "kl"),
+        "kd": (0.1, 0.01, 0.1, "off", "max", "exact", "off", 1.0, "sequence", "kl", "kl", "data"),
+        "seqkd": (0.1, 0.01, 0.1, "off", "max", "exact", "off", 1.0, "sequence", "nll", "nll"),
+        "dpo": (0.1, 0.01, 0.1, "off", "max", "exact", "constant", 1.0, "sequence", "nll", "nll", "before", 0.1),
+        "dpkd": (0.1, 0.01, 0.1, "off", "max", "exact", "constant", 1.0, "sequence", "nll", "nll", "teacher", 0.1),
+        "sft": (0.1, 0.01, 0.1, "off", "max", "exact", "off", 1.0, "sequence", "nll", "nll", "data"),
     }
 
 
@@ -182,12 +194,12 @@ def test_resolve_takes_a_spec():
         assert resolve(LossSpec(preset=name).model_dump()) == preset
     given = dict(
         preset="cald", alpha=0.2, alpha_range=(0.05, 0.3), anchor="ema", nonpositive_gap="min", mix_grad="detached",
-        beta="linear", beta_end=0.9, reduction="token",
+        beta="linear", beta_end=0.9, reduction="token", fixed_responses="data", student_responses="replay", strength=0.2,
     )  # fmt: skip
     assert set(given) == set(LossSpec.model_fields)  # a field added there must be read here
     assert resolve(LossSpec(**given).model_dump()) == contrastive.LossPreset(
         name="cald", alpha=0.2, alpha_low=0.05, alpha_high=0.3, anchor="ema", nonpositive_gap="min",
-        mix_grad="detached", beta="linear", beta_end=0.9, reduction="token",
+        mix_grad="detached", beta="linear", beta_end=0.9, reduction="token", fixed_responses="data", student_responses="replay", strength=0.2,
     )  # fmt: skip
     with pytest.raises(ValueError, match="choose from distillm2"):
         resolve({"preset": "minillm"})

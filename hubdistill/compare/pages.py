@@ -1,0 +1,107 @@
+"""A comparison as Markdown, and as one HTML file with its plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hubdistill.compare.plots import COLOURS, dots, lines
+from hubdistill.files import write_atomically
+from hubdistill.hub.markdown import text
+from hubdistill.hub.results import METRICS
+from hubdistill.shipped import model_cards_root
+
+MARKDOWN, PAGE = "comparison.md", "comparison.html"
+SIDES = {"teacher": "NLL of the fixed responses under the student, nats/token, by step", "student": "NLL of the student's responses under the student, nats/token, by step"}
+
+
+def write_pages(folder: Path, found: Mapping[str, Any]) -> None:
+    """Write both files."""
+    write_atomically(folder / MARKDOWN, (markdown(found) + "\n").encode())
+    write_atomically(folder / PAGE, page(found).encode())
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """A table of values, one of paired differences, and what each method trained on."""
+    parts = [f"# {text(found['recipe'])}: {len(found['methods'])} methods, seeds {', '.join(map(str, found['seeds']))}", "", *_about(found), ""]
+    for header, rows in (_values(found), _differences(found), _trained(found)):
+        if rows:
+            parts += [f"| {' | '.join(header)} |", "| --- " * len(header) + "|", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    return "\n".join(parts).rstrip()
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The same as HTML, with plots; every text in it is escaped."""
+    from jinja2 import FileSystemLoader, StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+    from markupsafe import Markup
+
+    colours = {method["name"]: COLOURS[number % len(COLOURS)] for number, method in enumerate(found["methods"])}
+    plots = [dots({name: (row["value"], row["low"], row["high"]) for name, row in one["rows"].items()}, colours, f"{title(one)}, {one['unit']}, {one['better']} is better")
+             for one in found["metrics"]]  # fmt: skip
+    for side, label in SIDES.items():
+        curves = {name: curve[side] for name, curve in found["curves"].items() if len(curve.get(side, [])) > 1}
+        plots += [lines(curves, colours, label)] if curves else []
+    env = SandboxedEnvironment(loader=FileSystemLoader(model_cards_root()), undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return env.get_template("comparison.html.jinja").render(
+        name=found["recipe"], about=_about(found, plain=True), tables=[_values(found), _differences(found), _trained(found)],
+        plots=[Markup(plot) for plot in plots], colours=colours)  # fmt: skip
+
+
+def title(metric: Mapping[str, Any]) -> str:
+    """A metric and what it was measured on."""
+    return f"{METRICS[metric['metric']]} on {metric['on']}"
+
+
+def _about(found: Mapping[str, Any], *, plain: bool = False) -> list[str]:
+    def outside(value: str) -> str:
+        return value if plain else str(text(value))
+
+    n = max(row["n"] for one in found["metrics"] for row in one["rows"].values())
+    said = [
+        f"{outside(found['student'])} learns from {outside(found['teacher'])}. All methods of a seed train on the same prompts, teacher responses and warm-up, with the same number of response tokens in a round and of responses in a step.",
+        f"Means over {n} held-out prompts with 95 % bootstrap intervals over prompts; a prompt's value is its mean over the seeds. Differences are paired by prompt and seed; p is of a sign-flip permutation test, adjusted for the number of methods (Holm). Intervals and p speak of other prompts, not of other seeds: each seed's mean stands in brackets.",
+    ]
+    return said + ([f"Fewer than {found['enough']} prompts: intervals are too narrow to judge by."] if n < found["enough"] else [])
+
+
+def _values(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    header = ["", *(f"{title(one)}, {one['unit']} ({'↓' if one['better'] == 'lower' else '↑'})" for one in found["metrics"])]
+    names = list(dict.fromkeys(name for one in found["metrics"] for name in one["rows"]))
+    return header, [[name, *(_value(one["rows"].get(name), len(found["seeds"])) for one in found["metrics"])] for name in names]
+
+
+def _value(row: Mapping[str, Any] | None, seeds: int) -> str:
+    if row is None:
+        return "–"
+    each = f" ({', '.join(f'{value:.3f}' for value in row['by_seed'])})" if seeds > 1 else ""
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{each}"
+
+
+def _differences(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    reference, seeds = found["reference"], len(found["seeds"])
+    header = [f"minus {reference}", *(f"{title(one)} ({'negative' if one['better'] == 'lower' else 'positive'} is better)" for one in found["metrics"])]
+    names = [method["name"] for method in found["methods"][1:]]
+    return header, [[name, *(_difference(one["rows"][name]["difference"], seeds) for one in found["metrics"])] for name in names]
+
+
+def _difference(one: Mapping[str, Any], seeds: int) -> str:
+    alike = f", {one['seeds_alike']} of {seeds} seeds alike" if seeds > 1 else ""
+    p = "p < 0.001" if one["p_adjusted"] < 0.001 else f"p = {one['p_adjusted']:.3f}"
+    return f"{one['value']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}], {p}{alike}"
+
+
+def _trained(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    def each(values: list[float], form: str) -> str:
+        return ", ".join(format(value, form) for value in values)
+
+    header = ["method", "trained on", "response tokens, by seed", "steps", "minutes of sampling and training"]
+    return header, [[one["name"], trained_on(one["loss"]), each(one["tokens"], ",d"), each(one["steps"], "d"), each([s / 60 for s in one["seconds"]], ".1f")] for one in found["methods"]]
+
+
+def trained_on(loss: Mapping[str, Any]) -> str:
+    """Whose responses, in words."""
+    fixed = {"teacher": "the teacher's", "data": "the data set's"}[loss["fixed_responses"]]
+    own = {"round": "the student's of the round", "replay": "the student's of all rounds so far", "initial": "the student's of round 1"}[loss["student_responses"]]
+    return " and ".join([fixed] * (loss["beta"] != "full") + [own] * (loss["beta"] != "off"))

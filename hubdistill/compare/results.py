@@ -1,0 +1,126 @@
+"""The numbers of a comparison, from the run directories of its cells.
+
+A value is a mean over held-out prompts; a prompt's value is its mean over the seeds that measured it, so that a resample takes
+a prompt with all its seeds. Intervals and tests speak of other prompts, not of other seeds: each seed's mean stands beside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from hubdistill import __version__
+from hubdistill.compare.cells import Comparison
+from hubdistill.evaluation.heldout import ON_OWN, ON_TEACHER, ON_TRUTH, UNITS
+from hubdistill.evaluation.questions import RIGHT_ANSWERS
+from hubdistill.evaluation.statistics import ENOUGH, holm, mean_and_interval, paired_p
+from hubdistill.files import write_json
+from hubdistill.models.sources import read_json
+
+BEFORE = ("student", "warm-up")  # what every method started from
+COMPARED = (("kl", ON_TEACHER), ("agreement", ON_TEACHER), ("nll", ON_TRUTH), ("kl", ON_OWN), ("rouge_l", ON_OWN), ("acceptance", ON_TEACHER))
+RESULT = "comparison.json"
+BySeed = dict[int, dict[str, float]]  # seed -> prompt id -> value
+
+
+def collected(comparison: Comparison) -> dict[str, Any]:
+    """Everything that the report says, JSON-able; also written to the folder."""
+    methods = [method.name for method in comparison.settled]
+    cells = {method.name: {seed: comparison.cell(method, seed) for seed in comparison.seed_numbers} for method in comparison.settled}
+    values = {name: {seed: read_json(path / "evaluation" / "values.json") for seed, path in found.items()} for name, found in cells.items()}
+    asked = [(metric, on) for metric, on in _metrics(values[methods[0]].values())]
+    found = {
+        "hubdistill": __version__,
+        "recipe": comparison.plan.loaded.name,
+        "teacher": comparison.plan.teacher.reference,
+        "student": comparison.plan.student.reference,
+        "reference": methods[0],
+        "seeds": comparison.seed_numbers,
+        "enough": ENOUGH,
+        "methods": [_method(name, method.overrides, cells[name].values()) for name, method in zip(methods, comparison.settled, strict=True)],
+        "metrics": [compared(metric, on, by_subject(values, f"{metric}, {on}"), methods) for metric, on in asked],
+        "curves": {name: curves([path / "metrics.jsonl" for path in found.values()]) for name, found in cells.items()},
+    }
+    write_json(comparison.folder / RESULT, found)
+    return found
+
+
+def _metrics(values: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What was measured: first what methods are compared by, then sets of questions."""
+    names = [key for one in values for key in one]
+    others = [(metric, on) for metric, _, on in (name.partition(", ") for name in names) if metric in RIGHT_ANSWERS]
+    return list(dict.fromkeys([one for one in COMPARED if ", ".join(one) in names] + others))
+
+
+def by_subject(values: Mapping[str, Mapping[int, Any]], key: str) -> dict[str, BySeed]:
+    """Subject -> seed -> prompt -> value; subjects are those before training, and the methods."""
+    first = next(iter(values.values()))
+    before = {name: {seed: one[key][name] for seed, one in first.items() if name in one.get(key, {})} for name in BEFORE}
+    return {name: found for name, found in before.items() if found} | {name: {seed: one[key]["distilled"] for seed, one in found.items()} for name, found in values.items()}
+
+
+def compared(metric: str, on: str, found: Mapping[str, BySeed], methods: Sequence[str]) -> dict[str, Any]:
+    """A metric's rows: mean with interval, each seed's mean, and of each method the paired difference to the first with its p,
+    adjusted (Holm) for the methods that are compared."""
+    unit, better = UNITS[metric]
+    reference = found[methods[0]]
+    rows = {name: _row(seeds) for name, seeds in found.items()}
+    tests = {name: _difference(found[name], reference) for name in methods[1:]}
+    adjusted = holm({name: one["p"] for name, one in tests.items()})
+    for name, one in tests.items():
+        rows[name]["difference"] = one | {"p_adjusted": adjusted[name]}
+    return {"metric": metric, "on": on, "unit": unit, "better": better, "rows": {name: row for name, row in rows.items()}}
+
+
+def _row(seeds: BySeed) -> dict[str, Any]:
+    pooled = _pooled(seeds)
+    value, low, high = mean_and_interval(list(pooled.values()))
+    return {"value": value, "low": low, "high": high, "n": len(pooled), "by_seed": [mean(one.values()) for one in seeds.values()]}
+
+
+def _difference(seeds: BySeed, reference: BySeed) -> dict[str, Any]:
+    """This method minus the reference, on the prompts and seeds that both have."""
+    apart = {seed: {prompt: one[prompt] - reference[seed][prompt] for prompt in one.keys() & reference[seed].keys()} for seed, one in seeds.items()}
+    pooled = list(_pooled(apart).values())
+    value, low, high = mean_and_interval(pooled)
+    same_sign = sum(mean(one.values()) * value > 0 for one in apart.values())
+    return {"value": value, "low": low, "high": high, "p": paired_p(pooled), "seeds_alike": same_sign}
+
+
+def _pooled(seeds: BySeed) -> dict[str, float]:
+    """Prompt -> its mean over seeds, in the order of the prompts' ids."""
+    found: dict[str, list[float]] = {}
+    for one in seeds.values():
+        for prompt, value in one.items():
+            found.setdefault(prompt, []).append(value)
+    return {prompt: mean(found[prompt]) for prompt in sorted(found)}
+
+
+def _method(name: str, overrides: Sequence[str], folders: Iterable[Path]) -> dict[str, Any]:
+    """What a method trained on, and for how long, by seed."""
+    records = [read_json(folder / "run.json") for folder in folders]
+    rounds = [[row for stage, row in record["stages"].items() if stage.endswith("-train")] for record in records]
+    seconds = [sum(taken for stage, taken in record["seconds"].items() if stage.endswith(("-train", "-student"))) for record in records]
+    return {
+        "name": name,
+        "overrides": list(overrides),
+        "loss": records[0]["loss"],
+        "tokens": [sum(row["tokens"] for row in one) for one in rounds],
+        "steps": [sum(row["steps"] for row in one) for one in rounds],
+        "seconds": seconds,
+    }
+
+
+def curves(files: Sequence[Path]) -> dict[str, list[float]]:
+    """NLL under the student of the responses that it trained on, the fixed ones and its own, step by step: mean over seeds."""
+    runs = [[row for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()) if row.get("round", 0) >= 1] for file in files]
+    steps = min(map(len, runs))
+    found = {}
+    for side in ("teacher", "student"):
+        key = f"{side}/student_nll"
+        if all(key in row for run in runs for row in run[:steps]) and steps:
+            found[side] = [mean(run[step][key] for run in runs) for step in range(steps)]
+    return found

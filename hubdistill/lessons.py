@@ -1,0 +1,81 @@
+"""Which responses each round trains on, as the loss preset says: whose, of which round, and so what has to be sampled before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubdistill.pairs.replay import replayed
+from hubdistill.pairs.store import ResponseSet, read_responses
+
+if TYPE_CHECKING:
+    from hubdistill.plan import Plan
+
+DATA = "data"  # who gave the data set's own responses
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a round trains on: the fixed responses (the teacher's, or the data set's) and the student's, None where beta leaves
+    them out; and the folders that they lie in."""
+
+    number: int
+    teacher: ResponseSet | None
+    student: ResponseSet | None
+    teacher_folder: Path
+    student_folder: Path
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """The lessons of a run in the directory `path`. Rounds count from 1."""
+
+    plan: Plan
+    path: Path
+
+    def teacher_answers(self, number: int) -> bool:
+        """Whether the teacher answers before a round."""
+        recipe, preset = self.plan.recipe, self.plan.preset
+        if number == 1 and recipe.warmup.kind == "sft" and recipe.warmup.responses == "teacher":
+            return True
+        return preset.sides[0] and preset.fixed_responses == "teacher" and self._teacher_round(number) == number
+
+    def student_answers(self, number: int) -> bool:
+        """Whether the student answers before a round."""
+        preset = self.plan.preset
+        return preset.sides[1] and (number == 1 or preset.student_responses != "initial")
+
+    @property
+    def data(self) -> bool:
+        """Whether the data set's own responses are trained on."""
+        return self.plan.preset.sides[0] and self.plan.preset.fixed_responses == DATA
+
+    def stages(self, number: int) -> list[str]:
+        """Names of the stages that made what a round trains on."""
+        fixed = ["data-responses"] if self.data else [f"round_{self._teacher_round(number)}-teacher"]
+        return [*(fixed if self.plan.preset.sides[0] else []), *(f"round_{one}-student" for one in self._student_rounds(number))]
+
+    def lesson(self, number: int) -> Lesson:
+        """The responses of a round. Its stages have been done."""
+        who, folder = (DATA, self.path) if self.data else ("teacher", self.path / f"round_{self._teacher_round(number)}")
+        fixed = self._read(folder, who) if self.plan.preset.sides[0] else None
+        rounds = self._student_rounds(number)
+        sets = [self._read(self.path / f"round_{one}", "student") for one in rounds]
+        student = replayed(sets, self.plan.recipe.train.seed, number) if sets else None
+        return Lesson(number, fixed, student, folder, self.path / f"round_{number}")
+
+    def _teacher_round(self, number: int) -> int:
+        return number if self.plan.recipe.sampling.resample_teacher else 1
+
+    def _student_rounds(self, number: int) -> list[int]:
+        """The rounds whose student responses a round draws from."""
+        preset = self.plan.preset
+        if not preset.sides[1]:
+            return []
+        return {"round": [number], "replay": list(range(1, number + 1)), "initial": [1]}[preset.student_responses]
+
+    def _read(self, folder: Path, who: str) -> ResponseSet:
+        found = read_responses(folder, who)
+        assert found is not None, f"{folder}/{who} was written by a stage before"
+        return found
