@@ -92,7 +92,7 @@ def plan_text(plan: dict[str, Any], no_forecast: str = "") -> str:
         *_served(plan),
         f"rounds    {plan['rounds']} of {_at_most(steps, 'step')} of {counted(plan['recipe']['train']['pairs_per_step'], 'pair')}"
         f" ({plan['micro_batches_per_step']} micro-batches on {plan['processes']} process{'es' if plan['processes'] > 1 else ''})",
-        *_reading(plan["prompt_read_once"]),
+        *(_reading(plan["prompt_read_once"]) if plan["loss"]["beta"] not in ("off", "full") else []),
         f"vocabulary {plan['common_vocabulary'] or 'not compared'}",
         "files     run directory: recipe.yaml plan.json prompts/ round_N/ warmup/ metrics.jsonl measurements.json README.md hub/",
         "",
