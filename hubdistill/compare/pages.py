@@ -38,15 +38,17 @@ def page(found: Mapping[str, Any]) -> str:
     from markupsafe import Markup
 
     colours = {method["name"]: COLOURS[number % len(COLOURS)] for number, method in enumerate(found["methods"])}
-    plots = [dots({name: (row["value"], row["low"], row["high"]) for name, row in one["rows"].items()}, colours, f"{title(one)}, {one['unit']}, {one['better']} is better")
-             for one in found["metrics"]]  # fmt: skip
+    plots = []
+    for one in found["metrics"]:
+        label = f"{title(one)}, {one['unit']}, {one['better']} is better"
+        plots.append((label, dots({name: (row["value"], row["low"], row["high"]) for name, row in one["rows"].items()}, colours, label)))
     for side, label in SIDES.items():
         curves = {name: curve[side] for name, curve in found["curves"].items() if len(curve.get(side, [])) > 1}
-        plots += [lines(curves, colours, label)] if curves else []
+        plots += [(label, lines(curves, colours, label))] if curves else []
     env = SandboxedEnvironment(loader=FileSystemLoader(model_cards_root()), undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return env.get_template("comparison.html.jinja").render(
         name=found["recipe"], about=_about(found, plain=True), tables=[_values(found), _differences(found), _trained(found)],
-        plots=[Markup(plot) for plot in plots], colours=colours)  # fmt: skip
+        plots=[(label, Markup(plot)) for label, plot in plots], colours=colours)  # fmt: skip
 
 
 def title(metric: Mapping[str, Any]) -> str:
@@ -58,10 +60,12 @@ def _about(found: Mapping[str, Any], *, plain: bool = False) -> list[str]:
     def outside(value: str) -> str:
         return value if plain else str(text(value))
 
+    several = len(found["seeds"]) > 1
+    seeds = "each seed's mean stands in brackets" if several else "with one seed, methods may differ by what the student happened to say"
     n = max(row["n"] for one in found["metrics"] for row in one["rows"].values())
     said = [
         f"{outside(found['student'])} learns from {outside(found['teacher'])}. All methods of a seed train on the same prompts, teacher responses and warm-up, with the same number of response tokens in a round and of responses in a step.",
-        f"Means over {n} held-out prompts with 95 % bootstrap intervals over prompts; a prompt's value is its mean over the seeds. Differences are paired by prompt and seed; p is of a sign-flip permutation test, adjusted for the number of methods (Holm). Intervals and p speak of other prompts, not of other seeds: each seed's mean stands in brackets.",
+        f"Means over {n} held-out prompts with 95 % bootstrap intervals over prompts; a prompt's value is its mean over the seeds. Differences are paired by prompt and seed; p is of a sign-flip permutation test, adjusted for the number of methods (Holm). Intervals and p speak of other prompts, not of other seeds: {seeds}.",
     ]
     return said + ([f"Fewer than {found['enough']} prompts: intervals are too narrow to judge by."] if n < found["enough"] else [])
 

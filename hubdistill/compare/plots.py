@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, ROW, LEFT, RIGHT = 640, 22, 190, 20
-HEIGHT, TOP, BOTTOM = 260, 10, 40
+HEIGHT, TOP, BOTTOM = 240, 10, 24
 COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#8e5ea2", "#b8860b", "#2a9d8f", "#7f7f7f", "#d81b60", "#5d4037", "#00838f")  # told apart by eye on white
 GREY = "#999"
 
@@ -36,7 +36,7 @@ def dots(rows: Mapping[str, tuple[float, float, float]], colours: Mapping[str, s
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>')
         parts.append(f'<line x1="{x(begin):.1f}" x2="{x(end):.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" stroke-width="3"/>')
         parts.append(f'<circle cx="{x(value):.1f}" cy="{y:.1f}" r="5" fill="{colour}"><title>{escape(name)}: {value:.4g} [{begin:.4g}, {end:.4g}]</title></circle>')
-    return _svg(height, parts, label, (LEFT + WIDTH - RIGHT) / 2, height - 6)
+    return _svg(height, parts, label)
 
 
 def lines(curves: Mapping[str, Sequence[float]], colours: Mapping[str, str], label: str) -> str:
@@ -59,7 +59,7 @@ def lines(curves: Mapping[str, Sequence[float]], colours: Mapping[str, str], lab
     for name, curve in curves.items():
         points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in enumerate(curve))
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colours.get(name, GREY)}" stroke-width="2"><title>{escape(name)}</title></polyline>')
-    return _svg(HEIGHT, parts, label, (left + WIDTH - RIGHT) / 2, HEIGHT - 6)
+    return _svg(HEIGHT, parts, label)
 
 
 def _room(numbers: Sequence[float]) -> tuple[float, float]:
@@ -73,6 +73,6 @@ def _grid(x: float, top: float, bottom: float, text: str) -> str:
     return f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}" stroke="#eee"/><text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{text}</text>'
 
 
-def _svg(height: float, parts: Sequence[str], label: str, x: float, y: float) -> str:
-    caption = f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" fill="#555">{escape(label)}</text>'
-    return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}" xmlns="http://www.w3.org/2000/svg" font-size="12">{"".join(parts)}{caption}</svg>'
+def _svg(height: float, parts: Sequence[str], label: str) -> str:
+    """`label` is for those who hear the page; others read the caption beside it, which may be long and wraps."""
+    return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}" xmlns="http://www.w3.org/2000/svg" font-size="12">{"".join(parts)}</svg>'
