@@ -123,9 +123,9 @@ def _train(shop: Workshop, prompts: Sequence[Prompt]) -> tuple[Peaks, float]:
     train, length = plan.recipe.train, plan.recipe.sampling.max_tokens
     pairs = [Pair(prompt.id, prompt.prompt_ids, (0,) * length, (0,) * length, prompt.student_prompt_ids, prompt.images) for prompt in prompts]
     release_memory()
-    with measured() as peaks, _teacher(shop) as teacher, borrowed(lambda: shop.load_adapted(None)) as student:
+    with measured() as peaks, _teacher(shop) as teacher, borrowed(lambda: shop.load_to_train(None)) as student:
         distillation = Distillation(teacher=teacher, reading=shop.reading, vocab=shop.vocab, preset=plan.preset, position=Position(round=1, rounds=train.rounds),
-                                    curriculum=AlphaCurriculum(plan.preset, round=1))  # fmt: skip
+                                    curriculum=AlphaCurriculum(plan.preset, round=1), shared=shop.who_shares(teacher, student, pairs[0]))  # fmt: skip
         arguments = on_one_device(TrainingArguments(**training_arguments(
             shop.folder / "training", train, seed=train.seed, accumulation=1, num_train_epochs=1, save_strategy="no", report_to=[],
             per_device_train_batch_size=train.micro_batch * plan.preset.prompts_per_pair)))  # fmt: skip

@@ -14,6 +14,7 @@ import torch
 from hubdistill.errors import InputError
 from hubdistill.files import folder_sha256
 from hubdistill.modalities.base import Reading, TokenRow, media_ids, tokenizer_of
+from hubdistill.models.heap import return_large_blocks
 from hubdistill.models.layout import WHOLE, Layout
 from hubdistill.models.load import end_of_turn, generation_stops, load_tokenizer, pick_device, template_hash
 from hubdistill.models.lora import attach_adapter, load_adapter
@@ -136,6 +137,12 @@ class Workshop:
         if adapter is None:
             return attach_adapter(student, self.plan.recipe.lora, self.plan.recipe.train.seed)
         return load_adapter(student, adapter, trainable=trainable)
+
+    def load_to_train(self, adapter: Path | None) -> PeftModel:
+        """The student with an adapter to train, spread over the processes."""
+        if self.device.type == "cpu" and self.plan.recipe.train.gradient_checkpointing:  # asked for to save memory, so time is given for it
+            return_large_blocks()
+        return self.load_adapted(adapter, trainable=True, layout=self.spread)
 
     @cached_property
     def vocab(self) -> int:

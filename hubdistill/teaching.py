@@ -41,7 +41,7 @@ class Teaching:
         from hubdistill.training.rounds import save_adapter
 
         recipe = self.shop.plan.recipe
-        with borrowed(lambda: self.shop.load_adapted(None, layout=self.shop.spread)) as model:
+        with borrowed(lambda: self.shop.load_to_train(None)) as model:
             result = {} if recipe.warmup.kind == "none" else self._fine_tune(model, adapter.parent, teacher)
             if self.processes.first:
                 save_adapter(model, adapter)
@@ -90,7 +90,7 @@ class Teaching:
         plan, shop, train = self.shop.plan, self.shop, self.shop.plan.recipe.train
         views = {prompt.id: prompt for prompt in self.prompts} if plan.target.modality.own_view else None
         pairs = Pairs(lesson.teacher, lesson.student, views, tokens=train.tokens, seed=train.seed + lesson.number)
-        with self._teacher(lesson) as teacher, borrowed(lambda: shop.load_adapted(adapter, trainable=True, layout=shop.spread)) as student:
+        with self._teacher(lesson) as teacher, borrowed(lambda: shop.load_to_train(adapter)) as student:
             distillation = Distillation(
                 teacher=teacher, reading=shop.reading, vocab=shop.vocab, preset=plan.preset, shared=shop.who_shares(teacher, student, pairs[0]),
                 position=Position(round=lesson.number, rounds=train.rounds), curriculum=AlphaCurriculum(plan.preset, round=lesson.number),

@@ -15,6 +15,7 @@ from hubdistill.estimate.weights import BYTES, Counts, adapter_count, count, mod
 from hubdistill.evaluation.divergence import ROWS, TILE_BYTES
 from hubdistill.losses.head import CAST_BYTES
 from hubdistill.losses.tiles import CPU_BUDGET, DEVICE_BUDGET
+from hubdistill.models.quantized_config import stored
 
 if TYPE_CHECKING:
     from hubdistill.models.sources import ModelFacts
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
 ADAM = 16  # bytes a weight of the adapter: itself, its gradient and AdamW's two moments in float32
 LIBRARIES = {"cpu": int(0.61 * GIB), "cuda": int(0.6 * GIB)}  # Python with its libraries; a CUDA context with its work spaces
 # Beside activations and caches on a CPU: glibc's malloc keeps freed blocks of up to 32 MiB and does not fill all of the holes.
-# Measured as 0.4 to 0.9 over 20 shapes (docs/forecast.md); none where each block is given back at once (M_MMAP_THRESHOLD), which
-# takes a third longer.
+# Measured as 0.4 to 0.9 over 20 shapes (docs/forecast.md); none where each block is given back at once (models/heap.py).
 HOLES = 0.7
-FIXED = ("weights", "adapter", "student", "teacher")  # parts that are allocated once
+FIXED = ("weights", "adapter", "student", "teacher", "mapped file")  # parts that are allocated once
 SCORES = 5  # copies of a row of scores while a token is chosen (pairs/choice.py)
 SFT_ROWS = 256  # tokens whose logits TRL's fused head holds at once
 GATHERED = 2  # blocks that FSDP2 holds whole: the one at work and the next
@@ -79,11 +79,25 @@ class Sizes:
     def adapter(self) -> int:
         return adapter_count(self.plan.student, self.plan.recipe.lora)
 
-    def trace(self, who: str, rows: int, length: int, *, train: bool = False, cache: bool = False) -> Trace:
+    @property
+    def mapped(self) -> dict[str, int]:
+        """On a CPU the file stays mapped of which a 4-bit student was made: the resident set counts its blocks, in float32."""
+        made = self.kind == "cpu" and self.packed is not None and stored(self.facts("student")) is None
+        return {"mapped file": self.counts("student").blocks * BYTES["float32"]} if made else {}
+
+    def pairs(self, who: str, *, train: bool = False) -> Trace:
+        """A micro-batch: pairs in one row where the model reads so, else a row for each response."""
+        recipe, preset = self.plan.recipe, self.plan.preset
+        length, shared = recipe.prompts.max_tokens + recipe.sampling.max_tokens, all(preset.sides) and self.plan.sharing[who].shared
+        if not shared:
+            return self.trace(who, 2 * recipe.train.micro_batch, length, train=train)
+        return self.trace(who, recipe.train.micro_batch, length, train=train, response=recipe.sampling.max_tokens)
+
+    def trace(self, who: str, rows: int, length: int, *, response: int = 0, train: bool = False, cache: bool = False) -> Trace:
         facts, recipe = self.facts(who), self.plan.recipe
         packed = who == "student" and self.packed is not None
         return trace(Call(
-            settings=settings_of(facts), dtype="float32" if packed else self.dtype(who), rows=rows, length=length, rank=recipe.lora.rank if train else 0,
+            settings=settings_of(facts), dtype="float32" if packed else self.dtype(who), rows=rows, length=length, response=response, rank=recipe.lora.rank if train else 0,
             modules=recipe.lora.modules if train else None, packed=self._compute if packed else "", checkpointing=train and recipe.train.gradient_checkpointing,
             cache=cache, eager=bool(facts.text_config.get("attn_logit_softcapping")),
         ))  # fmt: skip
@@ -102,14 +116,15 @@ def memory_of(plan: Plan, machine: Machine) -> list[StageMemory]:
         found.insert(1, _warm_up(sizes))
     found += _training(sizes)
     found += [_evaluation(sizes)] if plan.recipe.evaluate else []
-    return [_with_the_rest(stage, machine.kind) for stage in found]
+    return [_with_the_rest(stage, sizes) for stage in found]
 
 
-def _with_the_rest(stage: StageMemory, kind: str) -> StageMemory:
+def _with_the_rest(stage: StageMemory, sizes: Sizes) -> StageMemory:
     """The stage with libraries, and on a CPU what the allocator wastes."""
     moving = sum(size for name, size in stage.parts.items() if name not in FIXED)
-    holes = {"holes in the heap": int(moving * HOLES)} if kind == "cpu" else {}
-    return StageMemory(stage.name, {"libraries": LIBRARIES[kind], **stage.parts, **holes}, stage.other_device)
+    given_back = stage.name in ("warm-up", "training") and sizes.plan.recipe.train.gradient_checkpointing  # Workshop.load_to_train
+    holes = {"holes in the heap": int(moving * HOLES)} if sizes.kind == "cpu" and not given_back else {}
+    return StageMemory(stage.name, {"libraries": LIBRARIES[sizes.kind], **stage.parts, **holes}, stage.other_device)
 
 
 def _sampling(sizes: Sizes, machine: Machine, who: str) -> StageMemory:
@@ -119,7 +134,8 @@ def _sampling(sizes: Sizes, machine: Machine, who: str) -> StageMemory:
         share = int(machine.memory * sampling.vllm.gpu_memory_utilization)
         weights = min(sizes.weights(who) // sampling.vllm.tensor_parallel_size, share)
         return StageMemory(name, {"weights": weights, "keys and values": share - weights - LIBRARIES[machine.kind]})
-    return StageMemory(name, {"weights": sizes.weights(who)} | _generation(sizes, who, sampling.batch_size))
+    mapped = sizes.mapped if who == "student" else {}
+    return StageMemory(name, {"weights": sizes.weights(who)} | mapped | _generation(sizes, who, sampling.batch_size))
 
 
 def _generation(sizes: Sizes, who: str, rows: int) -> dict[str, int]:
@@ -139,7 +155,7 @@ def _warm_up(sizes: Sizes) -> StageMemory:
     found = sizes.trace("student", rows, length, train=True)
     logits = SFT_ROWS * student.vocab * 4 * 3
     return StageMemory("warm-up", {"weights": _student(sizes), "adapter": sizes.adapter * ADAM, "activations": max(found.forward, found.backward),
-                                   "loss": max(0, found.kept + logits - max(found.forward, found.backward))})  # fmt: skip
+                                   "loss": max(0, found.kept + logits - max(found.forward, found.backward))} | sizes.mapped)  # fmt: skip
 
 
 def _student(sizes: Sizes) -> int:
@@ -158,9 +174,8 @@ def _spread(sizes: Sizes, who: str) -> int:
 
 def _training(sizes: Sizes) -> list[StageMemory]:
     recipe = sizes.plan.recipe
-    rows, length = 2 * recipe.train.micro_batch, recipe.prompts.max_tokens + recipe.sampling.max_tokens
     placement, apart = recipe.teacher.placement, recipe.teacher.device not in ("auto", recipe.train.device)
-    student, read = sizes.trace("student", rows, length, train=True), sizes.trace("teacher", rows, length)
+    student, read = sizes.pairs("student", train=True), sizes.pairs("teacher")
     stages = []
     if placement == "cached":
         stages.append(StageMemory("the teacher reads", {"weights": sizes.weights("teacher"), "activations": read.forward}))
@@ -170,7 +185,7 @@ def _training(sizes: Sizes) -> list[StageMemory]:
     # The teacher reads, and the loss is formed, while what the student's backward pass needs is held.
     peak = max(student.forward, student.backward, student.kept + max(reading, loss))
     parts = {"student": _student(sizes), "teacher": sizes.head("teacher") if apart else teacher, "adapter": sizes.adapter * ADAM,
-             "activations": student.kept, "loss, or the teacher's activations": peak - student.kept}  # fmt: skip
+             "activations": student.kept, "loss, or the teacher's activations": peak - student.kept} | sizes.mapped  # fmt: skip
     other = {"teacher": teacher, "activations": read.forward} if apart and placement != "cached" else {}
     return [*stages, StageMemory("training", parts, other)]
 
@@ -201,4 +216,4 @@ def _evaluation(sizes: Sizes) -> StageMemory:
     saying = sum(_generation(sizes, "student", recipe.sampling.batch_size).values())
     apart = sizes.plan.recipe.teacher.device not in ("auto", recipe.train.device)
     return StageMemory("evaluation", {"student": sizes.weights("student") + sizes.adapter * 4, "teacher": 0 if apart else sizes.weights("teacher"),
-                                      "activations, keys and values": max(scoring, saying)})  # fmt: skip
+                                      "activations, keys and values": max(scoring, saying)} | sizes.mapped)  # fmt: skip

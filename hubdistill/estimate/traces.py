@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoConfig
 
 from hubdistill.models.load import auto_class
+from hubdistill.models.pair_attention import PairTree, Settings, Span, attend, attend_last
 
 DEPTHS = (2, 3)  # traced; every layer of a block pattern (sliding window, full attention) holds the same
 LORA_SCALE = 2.0  # any number: the multiplication counts
@@ -40,8 +41,9 @@ class Call:
 
     settings: str
     dtype: str  # of the weights
-    rows: int
-    length: int
+    rows: int  # or pairs
+    length: int  # of a prompt with its response
+    response: int = 0  # tokens of a response, of pairs in one row (models/pair_attention.py); 0 for rows
     rank: int = 0  # of the adapter; 0 for a pass without gradient
     modules: tuple[str, ...] | None = None  # adapted layers; all linear ones without
     packed: str = ""  # compute dtype of linear layers in 4 bit; "" where they are not
@@ -83,28 +85,25 @@ def _shorten(config: Any, depth: int) -> None:
 
 
 def _run(call: Call, depth: int) -> Trace:
-    model = _model(call, depth)
-    ids = torch.zeros(call.rows, call.length, dtype=torch.long, device="meta")
-    with _Meter([*model.parameters(), *model.buffers()], call.length) as meter:
+    model, arguments = _model(call, depth), _arguments(call)
+    adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in adapter:
+        parameter.grad = torch.empty_like(parameter)  # as from the second micro-batch on
+    known = [*model.parameters(), *model.buffers(), *(parameter.grad for parameter in adapter)]
+    with _Meter(known, call.length) as meter, torch.set_grad_enabled(bool(call.rank)):
+        held = model(**arguments, use_cache=call.cache)
+        kept, forward = meter.now, meter.take_peak()  # while `held` is
         if call.rank:
-            return _trained(model, ids, meter)
-        with torch.no_grad():
-            held = model(input_ids=ids, use_cache=call.cache)
-        kept = meter.now  # while `held` is
-        del held
-        return Trace(kept, meter.peak, 0)
+            held[0].backward(torch.zeros_like(held[0]))
+        return Trace(kept, forward, meter.take_peak() if call.rank else 0)
 
 
-def _trained(model: Any, ids: Tensor, meter: _Meter) -> Trace:
-    grads = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    found = Trace(0, 0, 0)
-    for _ in range(2):  # gradients are there from the second time on
-        hidden = model(input_ids=ids, use_cache=False)[0]
-        found = replace(found, kept=meter.now - grads, forward=meter.take_peak() - grads)
-        hidden.backward(torch.zeros_like(hidden))
-        found = replace(found, backward=meter.take_peak() - grads)
-        del hidden
-    return found
+def _arguments(call: Call) -> dict[str, Any]:
+    if not call.response:
+        return {"input_ids": torch.zeros(call.rows, call.length, dtype=torch.long, device="meta")}
+    tree = PairTree(call.rows * (Span(call.length - call.response, call.response, call.response),))
+    positions = tree.positions().to("meta")
+    return {"input_ids": torch.zeros_like(positions), "position_ids": positions, "pair_tree": tree}
 
 
 def _model(call: Call, depth: int) -> Any:
@@ -113,7 +112,7 @@ def _model(call: Call, depth: int) -> Any:
     _shorten(config, depth)
     with torch.device("meta"):
         whole: Any = auto_class({"vision_config": True} if hasattr(config, "vision_config") else {}).from_config(
-            config, dtype=getattr(torch, call.dtype), attn_implementation="eager" if call.eager else FUSED)  # fmt: skip
+            config, dtype=getattr(torch, call.dtype), attn_implementation=PAIRS if call.response else "eager" if call.eager else FUSED)  # fmt: skip
     model = whole.get_decoder().requires_grad_(False)
     _replace_linear(model.layers, call)
     if call.checkpointing:
@@ -169,12 +168,15 @@ class _Unpacked(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """Holds what the fused kernels hold (flash, memory-efficient, the CPU's): inputs, output and a number a query; no scores."""
+    """Holds what the fused kernels hold (flash, memory-efficient, the CPU's): inputs, output and a number a query; no scores. And
+    the mask of queries that are the last of a sequence, as numbers."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         output = torch.empty_like(query[..., : value.shape[-1]])
-        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        queries, keys = query.shape[2], key.shape[2]
+        mask = query.new_empty((queries, keys) if queries < keys else ())
+        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32), mask)
         return output
 
     @staticmethod
@@ -189,9 +191,19 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
     return _Attention.apply(query, key, value).transpose(1, 2).contiguous(), None
 
 
-FUSED = "hubdistill-estimate"
-# Masks are not made for an attention that transformers knows no mask of; `memory.py` counts the real one.
+def _attend_last(query: Tensor, key: Tensor, value: Tensor, settings: Settings, tree: PairTree) -> Tensor:
+    """What `attend_last` holds."""
+    return attend_last(query, key, value, settings, tree) if settings.softcap is not None else _Attention.apply(query, key, value)
+
+
+def _attend_pairs(*states: Any, **settings: Any) -> tuple[Tensor, None]:
+    return attend(*states, kernel=_attend_last, **settings)
+
+
+FUSED, PAIRS = "hubdistill-estimate", "hubdistill-estimate-pairs"
+# transformers makes no mask for an attention that it knows no mask of.
 AttentionInterface.register(FUSED, _attend)
+AttentionInterface.register(PAIRS, _attend_pairs)
 
 
 class _Meter(TorchDispatchMode):

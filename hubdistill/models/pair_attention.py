@@ -26,6 +26,7 @@ from transformers import AttentionInterface
 from hubdistill.models.load import base_of
 
 NAME = "hubdistill-pairs"
+Kernel = Callable[[Tensor, Tensor, Tensor, "Settings", "PairTree"], Tensor]  # as `attend_last`
 ADDS = ("s_aux", "position_bias", "cache")  # what some families hand to their attention, and this one does not know
 
 
@@ -95,8 +96,8 @@ def takes_pairs(model: Any) -> bool:
 
 
 def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *, pair_tree: PairTree | None = None, scaling: float | None = None,
-           dropout: float = 0.0, sliding_window: int | None = None, softcap: float | None = None, **more: Any) -> tuple[Tensor, None]:  # fmt: skip
-    """The attention of transformers' interface: query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D).
+           dropout: float = 0.0, sliding_window: int | None = None, softcap: float | None = None, kernel: Kernel | None = None, **more: Any) -> tuple[Tensor, None]:  # fmt: skip
+    """The attention of transformers' interface: query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D). `kernel` in place of `attend_last`.
 
     Raises ValueError for a call without a tree of pairs, and for what it does not know of.
     """
@@ -105,16 +106,17 @@ def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
         raise ValueError("the model is set to read pairs in one row, and was called with something else")
     if unknown:
         raise ValueError(f"its attention uses {unknown[0]}")
-    settings = _Settings(scaling if scaling is not None else query.shape[-1] ** -0.5, dropout, sliding_window, softcap)
+    settings = Settings(scaling if scaling is not None else query.shape[-1] ** -0.5, dropout, sliding_window, softcap)
+    kernel = kernel or attend_last
     if settings.plain and _flash_takes(query, value):
         return _flash(query, key, value, pair_tree, settings), None
     outputs = []
     for start, span in zip(pair_tree.starts, pair_tree.spans, strict=True):
         middle, end = start + span.prompt + span.teacher, start + span.total
         first, prompt, second = slice(start, middle), slice(start, start + span.prompt), slice(middle, end)
-        outputs.append(_attend(query[:, :, first], key[:, :, first], value[:, :, first], settings, pair_tree))
+        outputs.append(kernel(query[:, :, first], key[:, :, first], value[:, :, first], settings, pair_tree))
         keys, values = (torch.cat([states[:, :, prompt], states[:, :, second]], dim=2) for states in (key, value))
-        outputs.append(_attend(query[:, :, second], keys, values, settings, pair_tree))
+        outputs.append(kernel(query[:, :, second], keys, values, settings, pair_tree))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -122,7 +124,9 @@ AttentionInterface.register(NAME, attend)  # without a mask function: transforme
 
 
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
+    """How scores become weights."""
+
     scaling: float
     dropout: float
     window: int | None
@@ -133,7 +137,7 @@ class _Settings:
         return not self.dropout and self.softcap is None
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, settings: _Settings, tree: PairTree) -> Tensor:
+def attend_last(query: Tensor, key: Tensor, value: Tensor, settings: Settings, tree: PairTree) -> Tensor:
     """The last tokens of a sequence on all of it, causally."""
     queries, keys = query.shape[2], key.shape[2]
     windowed = settings.window is not None and keys > settings.window
@@ -149,7 +153,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, settings: _Settings, tree
                                                             scale=settings.scaling, enable_gqa=groups > 1)  # fmt: skip
 
 
-def _capped(query: Tensor, key: Tensor, value: Tensor, settings: _Settings, mask: Tensor) -> Tensor:
+def _capped(query: Tensor, key: Tensor, value: Tensor, settings: Settings, mask: Tensor) -> Tensor:
     """Attention written out, with Gemma-2's cap on the scores."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -181,7 +185,7 @@ def _varlen() -> Any:
     return varlen_attn if {"window_size", "enable_gqa", "scale"} <= signature(varlen_attn).parameters.keys() else None
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, tree: PairTree, settings: _Settings) -> Tensor:
+def _flash(query: Tensor, key: Tensor, value: Tensor, tree: PairTree, settings: Settings) -> Tensor:
     """One call of flash attention for all pairs; it aligns queries with the last keys of their sequence."""
     layout = tree.keep(("flash", query.device), lambda: _Layout.of(tree, query.device))
     states = [states[0].transpose(0, 1) for states in (query, key, value)]

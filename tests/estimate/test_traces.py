@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -9,6 +11,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 
 from hubdistill.estimate.traces import Call, trace
 from hubdistill.models.load import last_hidden
+from hubdistill.models.pair_attention import PairTree, Span, pair_attention
 
 SIZES = {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 5, "head_dim": 32}
 FAMILIES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM), "gemma2": (Gemma2Config, Gemma2ForCausalLM)}
@@ -32,7 +35,7 @@ def inputs() -> dict[str, torch.Tensor]:
     return {"input_ids": torch.randint(0, 64, (ROWS, LENGTH)), "attention_mask": mask}
 
 
-def saved_by_autograd(model) -> int:
+def saved_by_autograd(model, **arguments) -> int:
     """Bytes of the storages that backward needs, parameters aside."""
     own = {value.untyped_storage().data_ptr() for value in [*model.parameters(), *model.buffers()]}
     kept: dict[int, int] = {}
@@ -44,7 +47,7 @@ def saved_by_autograd(model) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        hidden = last_hidden(model, **inputs())
+        hidden = last_hidden(model, **arguments or inputs())
     assert hidden.requires_grad
     return sum(kept.values())
 
@@ -59,6 +62,20 @@ def test_what_a_forward_pass_keeps_is_what_autograd_saves(family, dtype):
     assert found.kept == pytest.approx(expected, rel=0.06)
     assert found.kept <= found.forward
     assert found.kept <= found.backward
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pairs_in_one_row_keep_what_autograd_saves(family):
+    model = made(family)
+    pairs, response = 2, 40
+    found = trace(replace(call(model, rank=8), rows=pairs, response=response))
+    tree = PairTree(pairs * (Span(LENGTH - response, response, response),))
+    adapted = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])).train()
+    ids = torch.randint(0, 64, (1, pairs * (LENGTH + response)))
+    with pair_attention(adapted):
+        expected = saved_by_autograd(adapted, input_ids=ids, position_ids=tree.positions(), pair_tree=tree)
+    assert found.kept == pytest.approx(expected, rel=0.06)
+    assert found.kept < trace(replace(call(model, rank=8), rows=2 * pairs)).kept
 
 
 def test_named_modules_alone_are_adapted():
@@ -94,6 +111,4 @@ def test_checkpointing_keeps_a_part_and_twice_the_rows_twice_as_much():
     whole, parts = trace(call(model, rank=8)), trace(call(model, rank=8, checkpointing=True))
     assert parts.kept < whole.kept / 5
     assert parts.kept < parts.backward < whole.backward
-    from dataclasses import replace
-
     assert trace(replace(call(model, rank=8), rows=2 * ROWS)).kept == pytest.approx(2 * whole.kept, rel=0.02)
