@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from hubdistill.destination import check_repositories, destination
-from hubdistill.estimate.compared import compared
 from hubdistill.files import write_atomically, write_json
 from hubdistill.finished import final_adapter, load_run, location, undamaged
 from hubdistill.hub import card as cards
@@ -48,6 +47,8 @@ REPRODUCE = "reproduce.yaml"  # the resolved recipe that goes into the repositor
 def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: Mapping[str, Any], template: str | None,
                  memory: Mapping[str, Mapping[str, int]] | None = None) -> None:  # fmt: skip
     """Write run.json (what goes to the Hub: no path of this machine), location.json (what does not), and the recipe."""
+    from hubdistill.estimate.compared import compared  # which runs models without memory; a push and a card need none
+
     names = public_names(plan)
     record = plan.as_dict() | {
         "name": plan.loaded.name,

@@ -19,7 +19,7 @@ LINE = """
 """
 ORDER = LINE.split()
 ONE_FILE = ("vllm", "bitsandbytes", "trl", "PIL", "httpx2")  # each imported by one file, inside a function
-LIGHT = ("hubdistill.cli", "hubdistill.plan", "hubdistill.recipe")
+LIGHT = ("hubdistill.cli", "hubdistill.plan", "hubdistill.recipe", "hubdistill.publication", "hubdistill.summary", "hubdistill.hub.pull")
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets")  # none of which a LIGHT module imports
 CYCLES = {("hubdistill.models.sources", "hubdistill.models.gguf_package")}  # in a function: `pypi:` is found and converted by one file
 OWN_COMMAND = "hubdistill.recipe_reference"  # `python -m`, for maintainers: writes docs/, and is no part of the CLI
@@ -79,7 +79,7 @@ def test_what_is_heavy_or_optional_has_one_file_and_waits_in_a_function() -> Non
         assert all(inside for _, inside in found), f"{library} is imported at the top of {found}"
 
 
-def test_a_recipe_is_planned_without_importing_what_trains() -> None:
+def test_a_recipe_is_planned_and_a_run_pushed_without_importing_what_trains() -> None:
     code = f"import sys, {', '.join(LIGHT)}; print(*[name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
