@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -60,6 +62,23 @@ def hubdistill(*arguments: str | Path, folder: Path, home: Path | None = None, t
     return Done(done.returncode, done.stdout, done.stderr)
 
 
+def hub_client(steps: list[dict[str, Any]], folder: Path, home: Path, **env: str) -> tuple[list[dict[str, Any]], str]:
+    """Results of tests.hub.client, one process for all `steps`, and all that it printed."""
+    full = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        **env,
+    }
+    command = [sys.executable, "-m", "tests.hub.client"]
+    done = subprocess.run(command, input=json.dumps(steps), env=full, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout), done.stdout + done.stderr
+
+
 def called(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
     """`main` in this process, which has imported what takes a new one seconds: (exit code, stdout, stderr)."""
     from hubdistill import cli
@@ -71,9 +90,24 @@ def called(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     return stop.value.code, said.out, said.err
 
 
+def here(*arguments: str | Path, folder: Path) -> Done:
+    """As `hubdistill`, with the same caches, but `main` in this process, for what asks no Hub: a new process spends longer
+    on imports than on a run of tiny models."""
+    from hubdistill import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setenv("HUBDISTILL_CACHE", str(folder / "home" / "hubdistill"))
+        patch.setattr(sys, "argv", ["hubdistill", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    return Done(stop.value.code, out.getvalue(), err.getvalue())
+
+
 def finished_run(folder: Path, recipe: str, said: str) -> Path:
     """The run directory of a shipped smoke recipe, through the command line, which ends with what is `said`."""
-    done = hubdistill("run", recipe, folder=folder)
+    done = here("run", recipe, folder=folder)
     assert done.code == 0, done.err
     assert said in done.out
     return folder / "runs" / recipe.replace("/", "-")

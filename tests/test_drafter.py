@@ -64,11 +64,15 @@ def test_the_plan_says_what_will_not_be_measured(tmp_path: Path):
 
 USER = """
 import json
-code = open("snippet.py").read().replace(', device_map="auto"', "")
-exec(code)
-alone = verifier.generate(**inputs, do_sample=False, max_new_tokens=64)[0, inputs["input_ids"].shape[1]:]
-print(json.dumps({"answer": answer.tolist(), "alone": alone.tolist(), "drafter": sum(p.numel() for p in drafter.parameters()),
-                  "gate": drafter.model.layers[0].mlp.gate_proj.weight.double().sum().item()}))
+found = []
+for name in ("adapter.py", "merged.py"):
+    names = {}
+    exec(open(name).read().replace(', device_map="auto"', ""), names)
+    verifier, drafter, inputs, answer = (names[one] for one in ("verifier", "drafter", "inputs", "answer"))
+    alone = verifier.generate(**inputs, do_sample=False, max_new_tokens=64)[0, inputs["input_ids"].shape[1]:]
+    found.append({"answer": answer.tolist(), "alone": alone.tolist(), "drafter": sum(p.numel() for p in drafter.parameters()),
+                  "gate": drafter.model.layers[0].mlp.gate_proj.weight.double().sum().item()})
+print(json.dumps(found))
 """
 
 
@@ -95,8 +99,7 @@ def test_adapter_and_merged_drafter_come_back_from_the_hub_and_draft_for_their_v
         served = 'vllm serve org/verifier --revision {} --speculative-config \'{{"method": "draft_model", "model": "{}", "num_speculative_tokens": 3}}\''
         assert served.format(commit, "./merged") in pulled.out
         parts = pulled.out.split("# transformers and PEFT")[1].split("# merged into the base")[0].split("# as the drafter of org/verifier")
-        (tmp_path / "snippet.py").write_text("".join(parts))
-        adapted = as_a_user(USER, tmp_path, **env)
+        (tmp_path / "adapter.py").write_text("".join(parts))
         card = Path(hf_hub_download("org/merged", "README.md", endpoint=server.url, token=ALICE, cache_dir=tmp_path / "cache")).read_text()
         assert served.format(commit, "org/merged") in card
         head = api.model_info("org/lora", token=ALICE).sha
@@ -104,8 +107,8 @@ def test_adapter_and_merged_drafter_come_back_from_the_hub_and_draft_for_their_v
         adapter_card = Path(hf_hub_download("org/lora", "README.md", endpoint=server.url, token=ALICE, cache_dir=tmp_path / "cache")).read_text()
         assert "The model with this adapter merged in is `org/merged`." in adapter_card
         assert served.format(commit, "org/merged") in adapter_card
-        (tmp_path / "snippet.py").write_text(card.split("```python\n")[1].split("```")[0])
-        whole = as_a_user(USER, tmp_path, **env)
+        (tmp_path / "merged.py").write_text(card.split("```python\n")[1].split("```")[0])
+        adapted, whole = as_a_user(USER, tmp_path, **env)
     assert adapted["answer"] == adapted["alone"] == whole["answer"] == whole["alone"]
     assert adapted["drafter"] == whole["drafter"] < sum(p.numel() for p in load_model(toy, "float32", CPU).parameters())
     assert adapted["gate"] == pytest.approx(whole["gate"], rel=1e-6)

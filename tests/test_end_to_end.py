@@ -20,7 +20,7 @@ from hubdistill.rundir import RunDirectory
 from hubdistill.stages import Workshop
 from hubdistill.teaching import Teaching
 from tests import tiny
-from tests.command import called, hubdistill
+from tests.command import called, here, hub_client, hubdistill
 from tests.hub_server import HubServer
 
 STAGES = ["prompts", "round_1-teacher", "warmup", "round_1-student", "round_1-train", "round_2-student", "round_2-train", "evaluate"]
@@ -95,7 +95,7 @@ def test_the_sampled_ids_are_the_prompts_of_the_template_and_what_the_card_count
 def test_running_again_keeps_every_stage(finished):
     _, run, _ = finished
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors") if "hub" not in path.parts}
-    again = hubdistill("run", "tiny.yaml", folder=run.parents[1])
+    again = here("run", "tiny.yaml", folder=run.parents[1])
     assert again.code == 0
     assert [line for line in again.err.splitlines() if "kept from before" in line] == [f"{name} kept from before" for name in STAGES]
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -376,11 +376,12 @@ def test_a_public_adapter_on_a_private_base_is_warned_of(finished, hub, tmp_path
 
 def test_a_recipe_that_publishes_is_refused_before_training_without_a_token(hub, tmp_path):
     server, recipe = hub
-    for token, words in (({}, "not logged in"), ({"HF_TOKEN": "hf_alice_read"}, "read-only")):
-        done = hubdistill("run", recipe, "-o", tmp_path / "run", folder=tmp_path, HF_ENDPOINT=server.url, **token)
-        assert done.code == 2
-        assert words in done.err
-        assert not (tmp_path / "run").exists()
+    run = {"call": "command", "args": ["run", str(recipe), "-o", str(tmp_path / "run")]}
+    found, _ = hub_client([run, {**run, "token": "hf_alice_read"}], tmp_path, tmp_path / "home", HF_ENDPOINT=server.url)
+    for done, words in zip(found, ("not logged in", "read-only"), strict=True):
+        assert done["ok"]["code"] == 2
+        assert words in done["ok"]["err"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_push_needs_no_network_to_be_shown(finished, tmp_path):
@@ -395,7 +396,7 @@ def test_a_push_needs_no_network_to_be_shown(finished, tmp_path):
 def test_the_directory_of_a_running_run_is_refused(finished, tmp_path, notes):
     recipe, _, _ = finished
     with RunDirectory(tmp_path / "run").locked():
-        done = hubdistill("run", recipe, "-o", tmp_path / "run", folder=tmp_path)
+        done = here("run", recipe, "-o", tmp_path / "run", folder=tmp_path)
         pushed = hubdistill("push", finished[1], "--repo", "me/x", "--base-repo", "me/x-base", "--dry-run", folder=tmp_path)
     assert pushed.code == 0, "another directory is free"
     assert done.code == 2

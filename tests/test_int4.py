@@ -21,7 +21,7 @@ from hubdistill.recipe import load_recipe
 from hubdistill.specs import ModelSpec
 from hubdistill.targets import int4
 from hubdistill.targets.int4 import Int4Options
-from tests.command import as_a_user, finished_run, hubdistill, pushed_and_pulled
+from tests.command import as_a_user, finished_run, here, pushed_and_pulled
 from tests.hub_server import HubServer
 
 ALICE = "hf_alice_write"
@@ -126,12 +126,12 @@ def exact(tmp_path_factory) -> Path:
 
 
 def test_a_run_stops_before_training_where_4_bit_costs_nothing(exact: Path):
-    done = hubdistill("run", "a.yaml", "--output", "run", folder=exact)
+    done = here("run", "a.yaml", "--output", "run", folder=exact)
     assert done.code == 2
     assert "in 4 bit (nf4) the model is as good as in full precision on the held-out prompts" in done.err
     assert "or write `gap: ignore` under `target`" in done.err
     assert not (exact / "run" / "round_1").exists()
-    done = hubdistill("sample", "a.yaml", "--output", "run", "target.gap=ignore", "--round", "1", folder=exact)
+    done = here("sample", "a.yaml", "--output", "run", "target.gap=ignore", "--round", "1", folder=exact)
     assert done.code == 0, done.err
     assert (exact / "run" / "round_1" / "student.parquet").is_file()
 

@@ -20,7 +20,7 @@ from hubdistill.recipe import load_recipe
 from hubdistill.specs import ModelSpec
 from hubdistill.targets import int4
 from hubdistill.targets.int4 import Int4Options
-from tests.command import as_a_user, hubdistill, pushed_and_pulled
+from tests.command import as_a_user, here, pushed_and_pulled
 from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(made: Path) -> Path:
-    done = hubdistill("run", "a.yaml", "--output", "run", folder=made)
+    done = here("run", "a.yaml", "--output", "run", folder=made)
     assert done.code == 0, done.err
     return made / "run"
 

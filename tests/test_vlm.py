@@ -23,7 +23,7 @@ from hubdistill.run import Run
 from hubdistill.rundir import RunDirectory
 from hubdistill.targets import int4
 from tests import tiny, tiny_vlm
-from tests.command import as_a_user, called, finished_run, hubdistill, pushed_and_pulled
+from tests.command import as_a_user, called, finished_run, here, hubdistill, pushed_and_pulled
 from tests.hub_server import HubServer
 
 ALICE = "hf_alice_write"
@@ -94,7 +94,7 @@ print(json.dumps({"answer": answer.tolist(), "processor": type(processor).__name
 """
 
 
-@pytest.mark.parametrize("storage", [{}, {"HF_HUB_DISABLE_XET": "1"}], ids=["xet", "lfs"])
+@pytest.mark.parametrize("storage", [{}, pytest.param({"HF_HUB_DISABLE_XET": "1"}, marks=pytest.mark.slow)], ids=["xet", "lfs"])
 def test_the_adapter_comes_back_from_the_hub_and_answers_as_the_card_says(finished: Path, tmp_path: Path, storage: dict[str, str]):
     from peft import PeftModel
     from PIL import Image
@@ -238,12 +238,12 @@ def test_plan_says_what_will_be_asked(tmp_path: Path):
     assert re.search(r"teacher   toy:llava  digest [0-9a-f]{40}\n", done.out)
     assert re.search(r"prompts   shipped:smoke_vlm.jsonl  sha256 [0-9a-f]{64}\n", done.out)
     assert done.err == ""  # no progress bar of the toys' making
-    one = hubdistill("plan", tmp_path / "a.yaml", asked % (8, 1), folder=tmp_path)
+    one = here("plan", tmp_path / "a.yaml", asked % (8, 1), folder=tmp_path)
     assert ", at most 1 question\n" in one.out
-    refused = hubdistill("plan", tmp_path / "a.yaml", asked % (100_000, 2), folder=tmp_path)
+    refused = here("plan", tmp_path / "a.yaml", asked % (100_000, 2), folder=tmp_path)
     assert refused.code == 2
     assert "evaluate[0]: questions.max_tokens + max_tokens = 100512, and toy:llava reads" in refused.err
-    blind = hubdistill("plan", tmp_path / "a.yaml", "prompts.image_column=null", "evaluate=[{kind: overlap}]", folder=tmp_path)
+    blind = here("plan", tmp_path / "a.yaml", "prompts.image_column=null", "evaluate=[{kind: overlap}]", folder=tmp_path)
     assert "warning: prompts.image_column is not given: no prompt has an image" in blind.out, blind.err
 
 

@@ -36,20 +36,15 @@ def test_it_holds_what_the_checkout_ships_and_no_test(site: Path) -> None:
     assert "License-Expression: Apache-2.0" in about.read_text()
 
 
-def test_it_distils_from_there(site: Path, tmp_path: Path) -> None:
-    tiny.write_recipe(tmp_path)
+def test_a_copy_of_the_quickstart_is_distilled_from_there(site: Path, tmp_path: Path) -> None:
+    """With tiny models, and few of its prompts."""
     listed = hubdistill("recipes", folder=tmp_path, PYTHONPATH=str(site))
     assert "quickstart" in listed.out
-    done = hubdistill("run", "tiny.yaml", folder=tmp_path, PYTHONPATH=str(site))
-    assert done.code == 0, done.err
-    assert (tmp_path / "runs" / "tiny" / "hub" / "README.md").is_file()
-
-
-def test_a_copy_of_the_quickstart_is_planned_from_there(site: Path, tmp_path: Path) -> None:
     copied = hubdistill("recipes", "quickstart", "--copy", "mine.yaml", folder=tmp_path, PYTHONPATH=str(site))
     assert copied.code == 0, copied.err
     tiny.write_recipe(tmp_path)
-    models = ("teacher.model=./teacher", "student.model=./student", "student.layers=1", "train.device=cpu")
-    planned = hubdistill("plan", "mine.yaml", *models, "prompts.max_tokens=32", "sampling.max_tokens=8", "--json", folder=tmp_path, PYTHONPATH=str(site))
-    assert planned.code == 0, planned.err
-    assert json.loads(planned.out)["prompts"]["rows"] == 700
+    changes = ("teacher.model=./teacher", "student.model=./student", "student.layers=1", "train.device=cpu", "prompts.count=8", "prompts.heldout=4", "prompts.max_tokens=32", "sampling.max_tokens=8")
+    done = hubdistill("run", "mine.yaml", *changes, folder=tmp_path, PYTHONPATH=str(site))
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "runs" / "mine" / "plan.json").read_text())["prompts"]["rows"] == 700
+    assert (tmp_path / "runs" / "mine" / "hub" / "README.md").is_file()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from hubdistill.hub.staging import stage
+from tests.command import hub_client
 from tests.hub.example_card import FACTS, render_card
 from tests.hub_server import HubServer
 
@@ -52,6 +53,7 @@ def config(**changes: Any) -> dict[str, Any]:
     return {**plain, **changes}
 
 
+STORAGES = {"xet": {}, "lfs": {"HF_HUB_DISABLE_XET": "1"}}
 WEIGHTS = {
     f"base_model.model.model.layers.0.self_attn.{m}.lora_{s}.weight": [4, 16] if s == "A" else [16, 4]
     for m in ("q_proj", "v_proj")
@@ -96,28 +98,7 @@ def client(hub: HubServer, tmp_path: Path) -> Callable[..., tuple[list[dict[str,
     """`client(steps, token=..., home=..., **env)`: results of tests.hub.client against `hub`, and all that it printed."""
 
     def call(steps: list[dict[str, Any]], *, token: str | None = ALICE, home: str = "home", **env: str):
-        full = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(tmp_path / home),
-            "HF_HOME": str(tmp_path / home / "hf"),
-            "HF_ENDPOINT": hub.url,
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            **({"HF_TOKEN": token} if token else {}),
-            **env,
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.hub.client"],
-            input=json.dumps(steps),
-            env=full,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        return json.loads(done.stdout), done.stdout + done.stderr
+        return hub_client(steps, tmp_path, tmp_path / home, **{"HF_ENDPOINT": hub.url, **({"HF_TOKEN": token} if token else {}), **env})
 
     return call
 
@@ -166,4 +147,4 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture(params=["xet", "lfs"])
 def storage(request: pytest.FixtureRequest) -> dict[str, str]:
     """The environment for either way of large files."""
-    return {} if request.param == "xet" else {"HF_HUB_DISABLE_XET": "1"}
+    return STORAGES[request.param]

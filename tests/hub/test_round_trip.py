@@ -81,6 +81,8 @@ def made(tmp_path_factory):
     return folder, logits
 
 
+# Files of both storages come back whole in test_publish.py and test_pull.py.
+@pytest.mark.parametrize("storage", ["xet", pytest.param("lfs", marks=pytest.mark.slow)], indirect=True)
 def test_round_trip(hub, client, made, tmp_path, storage):
     import torch
 
