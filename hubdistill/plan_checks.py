@@ -8,6 +8,7 @@ from hubdistill.errors import HubdistillError
 from hubdistill.models.quantized_config import stored
 from hubdistill.models.sources import ModelFacts
 from hubdistill.pairs.server_client import key_of
+from hubdistill.pairs.vllm_images import FAMILIES
 from hubdistill.pairs.vllm_settings import BIASES, vllm_version
 from hubdistill.processes import told, visible_gpus
 from hubdistill.recipe import Recipe
@@ -129,9 +130,12 @@ def check_vllm(recipe: Recipe, target: Target, teacher: ModelFacts, student: Mod
     if recipe.sampling.engine != "vllm":
         return []
     instead = "write `sampling.engine: transformers`"
-    if target.modality.own_view or target.quantization(recipe.target.options):
-        return [f"sampling.engine: vllm samples text models in floating point, and target {target.name} is another; {instead}"]
+    if target.quantization(recipe.target.options):
+        return [f"sampling.engine: vLLM has no bitsandbytes since 0.28, and the student of target {target.name} is in 4 bit; {instead}"]
     problems, devices = [], recipe.sampling.vllm.tensor_parallel_size
+    for facts in (teacher, student) if target.modality.own_view else ():
+        if facts.config and (kind := facts.config.get("model_type")) not in FAMILIES:
+            problems.append(f"sampling.engine: images of {facts.reference} ({kind}) were not tried with vLLM ({', '.join(FAMILIES)} were); {instead}")
     rows = [count for facts in (teacher, student) if isinstance(count := facts.text_config.get("vocab_size"), int)]
     if rows and (extra := max(rows) - min(rows)) > BIASES:
         problems.append(f"sampling.engine: one model has {extra} ids that the other lacks, and vLLM holds back {BIASES} at most; {instead}")

@@ -156,7 +156,7 @@ class ServerSpec(Spec):
 class SamplingSpec(Spec):
     """How teacher and student answer the prompts (section 3.2 of the paper; 0.8 and 0.95 are its values)."""
 
-    engine: Literal["transformers", "vllm"] = Field("transformers", description="What samples the responses of the rounds; `vllm` needs `pip install 'hubdistill[vllm]'` (targets text and drafter). Evaluations sample with transformers, in any case.")
+    engine: Literal["transformers", "vllm"] = Field("transformers", description="What samples the responses of the rounds; `vllm` needs `pip install 'hubdistill[vllm]'` (targets text, drafter, and of vlm the families in docs/sampling.md). Evaluations sample with transformers, in any case.")
     temperature: float = Field(0.8, ge=0, le=5, description="Sampling temperature; 0 is greedy.")
     top_p: float = Field(0.95, gt=0, le=1, description="Nucleus sampling mass.")
     max_tokens: int = Field(512, ge=1, description="Longest response, in tokens.")

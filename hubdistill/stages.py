@@ -13,7 +13,7 @@ import torch
 
 from hubdistill.errors import InputError
 from hubdistill.files import folder_sha256
-from hubdistill.modalities.base import Reading, TokenRow, media_ids, tokenizer_of
+from hubdistill.modalities.base import Reading, TokenRow, image_id, media_ids, tokenizer_of
 from hubdistill.models.heap import return_large_blocks
 from hubdistill.models.layout import WHOLE, Layout
 from hubdistill.models.load import end_of_turn, generation_stops, load_tokenizer, pick_device, template_hash
@@ -27,6 +27,7 @@ from hubdistill.pairs.sampling import Sampler, TransformersSampler, share_of
 from hubdistill.pairs.server_answers import AnswerReader
 from hubdistill.pairs.server_sampling import ServerSampler
 from hubdistill.pairs.store import Question, ResponseHeader, ResponseSet, collect, seed_for
+from hubdistill.pairs.vllm_images import Pictures
 from hubdistill.pairs.vllm_sampling import VllmSampler
 from hubdistill.plan import Plan
 from hubdistill.processes import ALONE, Processes
@@ -224,8 +225,9 @@ class Workshop:
             return ServerSampler(server, self.plan.served_as, AnswerReader(self.tokenizer, self.stop_ids, end, self.vocab), never, self.reporter.advance)
         dtype = (recipe.teacher if who == "teacher" else recipe.student).dtype
         settings = engine_settings(facts, dtype, self.device.type, recipe.sampling, recipe.prompts.max_tokens, recipe.lora.rank if adapter else None, trained=who == "student")
+        pictures = Pictures(self.images.folder, image_id(self.readers[who])) if self.plan.target.modality.own_view else None
         return VllmSampler(settings, adapter, self.stop_ids, never, self.device.type, folder / f"{who}.vllm.log", self.reporter.advance,
-                           recipe.sampling.vllm.data_parallel_size)  # fmt: skip
+                           recipe.sampling.vllm.data_parallel_size, lambda seconds: self.reporter.note(f"vLLM is ready, after {seconds:.0f} s"), pictures)  # fmt: skip
 
     def sample(self, folder: Path, who: str, purpose: str, model: PreTrainedModel | None, questions: Sequence[Question], adapter: Path | None = None,
                settings: SamplingSpec | None = None, together: bool = False) -> ResponseSet:  # fmt: skip

@@ -453,8 +453,19 @@ def test_vllm_is_planned_where_it_is_installed(folder, with_vllm):
 
 def test_vllm_is_refused_for_students_in_4_bit(folder, with_vllm):
     assert problems_of(folder, "sampling.engine=vllm", "target.kind=int4", "student.model=./teacher") == (
-        "sampling.engine: vllm samples text models in floating point, and target int4 is another; write `sampling.engine: transformers`",
+        "sampling.engine: vLLM has no bitsandbytes since 0.28, and the student of target int4 is in 4 bit; write `sampling.engine: transformers`",
     )
+
+
+def test_vllm_sees_images_of_families_that_were_compared(tmp_path, with_vllm):
+    from tests import tiny_vlm
+
+    for role, family in (("teacher", "llava"), ("student", "idefics3")):
+        tiny_vlm.save(tmp_path / role, *tiny_vlm.FAMILIES[family]())
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "what?"}\n')
+    tiny.write_recipe(tmp_path, target={"kind": "vlm"}, sampling={"engine": "vllm", "max_tokens": 8}, prompts={"dataset": "prompts.jsonl", "heldout": 0}, evaluate=[])
+    expected = "sampling.engine: images of ./student (idefics3) were not tried with vLLM (llava, llava_next, qwen2_vl, qwen2_5_vl were); write `sampling.engine: transformers`"
+    assert expected in problems_of(tmp_path)
 
 
 def test_what_vllm_cannot_do_with_a_model_is_refused(folder, with_vllm):

@@ -19,7 +19,8 @@ from hubdistill.run import Run
 from hubdistill.rundir import RunDirectory
 from tests import tiny
 
-FAKE = Path(__file__).parent / "pairs" / "fake_vllm.py"
+ROOT = Path(__file__).parents[1]
+FAKE = ROOT / "tests" / "pairs" / "fake_vllm.py"
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,9 @@ def distil(recipe, tmp_path, notes, monkeypatch):
     return run
 
 
-def test_rounds_are_sampled_by_vllm_with_the_adapter_before(recipe, distil, tmp_path):
+def test_rounds_are_sampled_by_vllm_with_the_adapter_before(recipe, distil, tmp_path, notes):
     teacher, first, second = distil("run")
+    assert sum(note.startswith("vLLM is ready, after ") for note in notes.notes) == 3
     student = recipe.parent / "student"
     assert [job["engine"]["model"] for job in (teacher, first, second)] == [str(recipe.parent / "teacher"), str(student), str(student)]
     assert [job["adapter"] for job in (teacher, first, second)] == [None, str(tmp_path / "run" / "warmup" / "adapter"), str(tmp_path / "run" / "round_1" / "adapter")]
@@ -89,3 +91,24 @@ def test_ids_of_one_model_alone_are_held_back(distil, recipe, tmp_path):
     wide = tiny.save(tmp_path / "wide", tiny.make_model(5, vocab=40), tiny.make_tokenizer())
     teacher, *_ = distil("run", "well", f"teacher.model={wide}", "train.rounds=1", "evaluate=[]")
     assert teacher["never"] == list(range(34, 40))
+
+
+def test_each_vision_model_is_asked_with_its_own_processor_s_prompts_and_the_images(tmp_path, notes, monkeypatch):
+    monkeypatch.setattr("hubdistill.plan_checks.vllm_version", lambda: "0.32.0")
+    command = (sys.executable, str(FAKE), "well", str(tmp_path / "started"))
+    monkeypatch.setattr("hubdistill.stages.VllmSampler", functools.partial(VllmSampler, command=command, version="0.32.0"))
+    plan = make_plan(load_recipe(ROOT / "recipes" / "smoke" / "vlm.yaml", ["sampling.engine=vllm", "train.rounds=1", "evaluate=[]"]))
+    with RunDirectory(tmp_path / "run", notes.stage).locked() as directory:
+        Run(plan, directory, notes).distil()
+    teacher, student = (json.loads(line) for line in (tmp_path / "started").read_text().splitlines())
+    for job, tokens in ((teacher, 16), (student, 9)):  # of an image
+        assert 3 in job["never"]
+        assert job["engine"]["skip_tokenizer_init"] is False
+        seen = [question for question in job["asked"] if "images" in question]
+        assert len(seen) == job["questions"]
+        for question in seen:
+            assert question["ids"].count(3) == tokens * len(question["images"])
+            assert question["short_ids"].count(3) == len(question["images"])
+            assert [i for i in question["ids"] if i != 3] == [i for i in question["short_ids"] if i != 3]
+            assert all((Path(job["images"]) / name).is_file() for name in question["images"])
+    assert (tmp_path / "run" / "round_1" / "adapter" / "adapter_model.safetensors").is_file()

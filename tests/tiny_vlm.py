@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -100,14 +101,14 @@ def qwen2_vl(seed: int = 0) -> tuple[Any, Any]:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
     return _qwen(Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor, seed,
-                 {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2})  # fmt: skip
+                 {"depth": 2, "embed_dim": 32, "hidden_size": TEXT["hidden_size"], "num_heads": 2, "patch_size": 4, "mlp_ratio": 2})  # fmt: skip
 
 
 def qwen2_5_vl(seed: int = 0) -> tuple[Any, Any]:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
     return _qwen(Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, seed,
-                 {"depth": 2, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4, "window_size": 16,
+                 {"depth": 2, "hidden_size": 32, "out_hidden_size": TEXT["hidden_size"], "intermediate_size": 48, "num_heads": 2, "patch_size": 4, "window_size": 16,
                   "fullatt_block_indexes": [1]})  # fmt: skip
 
 
@@ -116,11 +117,21 @@ def _qwen(config_class: Any, model_class: Any, processor_class: Any, seed: int, 
     words = tokenizer(names, image_token="<|image_pad|>", video_token="<|video_pad|>")
     images = image_processor("Qwen2VLImageProcessor", patch_size=4, temporal_patch_size=2, merge_size=2, size={"shortest_edge": 64, "longest_edge": 4096})
     with without_video():
-        processor = processor_class(images, words, None, chat_template=template("<|vision_start|><|image_pad|><|vision_end|>"))
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+        processor = processor_class(images, words, _video_processor(), chat_template=template("<|vision_start|><|image_pad|><|vision_end|>"))
+    eighth = TEXT["hidden_size"] // TEXT["num_attention_heads"] // 8
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [eighth, eighth, 2 * eighth]}
     config = config_class(vision_config=vision, text_config={**TEXT, "vocab_size": len(words), "rope_parameters": rope},
                           image_token_id=5, video_token_id=6, vision_start_token_id=3, vision_end_token_id=4)  # fmt: skip
     return seeded(lambda: model_class(config), seed), processor
+
+
+def _video_processor() -> Any:
+    """Where torchvision is there (vLLM asks for one), else None."""
+    if not importlib.util.find_spec("torchvision"):
+        return None
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    return Qwen2VLVideoProcessor(patch_size=4, temporal_patch_size=2, merge_size=2, size={"shortest_edge": 64, "longest_edge": 4096})
 
 
 def idefics3(seed: int = 0) -> tuple[Any, Any]:

@@ -124,6 +124,11 @@ def media_ids(reader: Any) -> list[int]:
     return [i for kind in ("image", "video", "audio") for i in getattr(reader, f"{kind}_token_ids", ()) if i is not None]
 
 
+def image_id(processor: Any) -> int:
+    """The id that a processor puts for a part of an image."""
+    return int(tokenizer_of(processor).convert_tokens_to_ids(processor.image_token))
+
+
 def no_images(name: str) -> Any:
     """The opener of images where there are none."""
     raise KeyError(f"a row names the image {name}, and this run keeps no images")

@@ -45,7 +45,7 @@ class ModelFacts:
     @property
     def saved_dtype(self) -> str | None:
         """The number format that the config gives the weights; older configs call it torch_dtype."""
-        return self.text_config.get("dtype") or self.text_config.get("torch_dtype") or self.config.get("torch_dtype")
+        return self.text_config.get("dtype") or self.text_config.get("torch_dtype") or self.config.get("dtype") or self.config.get("torch_dtype")
 
     @property
     def has_vision(self) -> bool:

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,20 +57,29 @@ class WorkerProcess:
 
 @dataclass
 class Crew:
-    """The workers of a response set. The first that fails is `failed`, with what it said of it."""
+    """The workers of a response set. The first that fails is `failed`, with what it said of it; `ready` is told once, when every engine
+    is there, in how many seconds."""
 
     workers: list[WorkerProcess]
+    ready: Callable[[float], None] | None = None
     words: Words = field(default_factory=SimpleQueue)
     failed: tuple[WorkerProcess, dict[str, Any]] | None = None
+    since: float = field(default_factory=time.monotonic)
 
     def heard(self, patience: float) -> Iterator[dict[str, Any] | None]:
         """Answers, from whom they come, until all are done or one has failed and nothing that was said is left; None where nothing comes for `patience` seconds."""
         busy = {worker.number for worker in self.workers}
+        starting = set(busy)
         while busy and not (self.failed and self.words.empty()):
             try:
                 number, said = self.words.get(timeout=patience)
             except Empty:
                 yield None
+                continue
+            if said is not None and "ready" in said:
+                starting.discard(number)
+                if not starting and self.ready:
+                    self.ready(time.monotonic() - self.since)
                 continue
             if said is not None and not said.keys() & {"error", "done"}:
                 yield said

@@ -17,6 +17,7 @@ from typing import Any
 
 from hubdistill.errors import SamplingError
 from hubdistill.pairs.store import Question, Response
+from hubdistill.pairs.vllm_images import Pictures
 from hubdistill.pairs.vllm_process import WORKER, Crew, WorkerProcess, shares_of_devices, started
 from hubdistill.pairs.vllm_settings import vllm_version
 from hubdistill.specs import SamplingSpec
@@ -39,7 +40,8 @@ MEMORY = (
 
 @dataclass
 class VllmSampler:
-    """`settings` are vLLM's EngineArgs; ids in `never` are not sampled; what vLLM prints goes to `log`; `workers` engines share the questions."""
+    """`settings` are vLLM's EngineArgs; ids in `never` are not sampled; what vLLM prints goes to `log`; `workers` engines share the questions;
+    `ready` is told in how many seconds they started; `pictures` are the images of a vision model's prompts."""
 
     settings: dict[str, Any]
     adapter: Path | None
@@ -49,28 +51,35 @@ class VllmSampler:
     log: Path
     progress: Callable[[int, int], None] | None = None
     workers: int = 1
+    ready: Callable[[float], None] | None = None
+    pictures: Pictures | None = None
     command: Sequence[str] = WORKER
     engine: str = "vllm"
     version: str = field(default_factory=lambda: vllm_version() or "none")
 
     def sample(self, questions: Sequence[Question], settings: SamplingSpec, seed_of: Callable[[str], int]) -> Iterator[list[Response]]:
         asked = {question.prompt_id: (question, seed_of(question.prompt_id)) for question in questions}
+        told = [self._line(question, seed) for question, seed in asked.values()]
+        task = self._task(settings, questions)
         with ExitStack() as stack:
             shares = shares_of_devices(self.device, self.workers, self.settings.get("tensor_parallel_size", 1))[: len(asked)]
-            crew = Crew([])
-            for number, share in enumerate(shares):
+            crew = Crew([], self.ready)
+            for number, devices in enumerate(shares):
                 log = self.log if self.workers == 1 else self.log.with_suffix(f".{number}{self.log.suffix}")
-                crew.workers.append(stack.enter_context(started(number, self.command, log, share, crew.words)))
+                crew.workers.append(stack.enter_context(started(number, self.command, log, devices, crew.words)))
             for worker in crew.workers:
-                self._ask(worker, settings, dict(list(asked.items())[worker.number :: len(shares)]))
+                share = told[worker.number :: len(shares)]
+                worker.tell([{"questions": len(share), **task}, *share])
             yield from self._batches(crew, asked)
 
-    def _ask(self, worker: WorkerProcess, settings: SamplingSpec, asked: Asked) -> None:
+    def _line(self, question: Question, seed: int) -> dict[str, Any]:
+        return {"id": question.prompt_id, "ids": question.prompt_ids, "seed": seed, **(self.pictures.of(question) if self.pictures else {})}
+
+    def _task(self, settings: SamplingSpec, questions: Sequence[Question]) -> dict[str, Any]:
         # A greedy choice needs no nucleus, and vLLM would warn of one.
         params = {"temperature": settings.temperature, "top_p": settings.top_p if settings.temperature else 1.0, "max_tokens": settings.max_tokens, "stop_token_ids": self.stop_ids}
-        task = {"questions": len(asked), "engine": self.settings, "adapter": str(self.adapter) if self.adapter else None, "device": self.device,
-                "never": self.never, "params": params}  # fmt: skip
-        worker.tell([task, *({"id": key, "ids": question.prompt_ids, "seed": seed} for key, (question, seed) in asked.items())])
+        pictures, folder = self.pictures.settings(questions) if self.pictures else {}, str(self.pictures.folder) if self.pictures else None
+        return {"engine": self.settings | pictures, "images": folder, "adapter": str(self.adapter) if self.adapter else None, "device": self.device, "never": self.never, "params": params}
 
     def _batches(self, crew: Crew, asked: Asked) -> Iterator[list[Response]]:
         batch, since, finished = list[Response](), time.monotonic(), 0

@@ -12,7 +12,9 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 Say = Callable[[dict[str, Any]], None]
@@ -40,14 +42,34 @@ def _end_with(job: int) -> None:
 def _answer(task: dict[str, Any], questions: list[dict[str, Any]], say: Say) -> None:
     engine = _engine(task)
     adapter = _adapter(task["adapter"])
-    for question in questions:
-        (prompt,) = engine.renderer.render_cmpl([{"prompt_token_ids": question["ids"]}])
-        engine.add_request(question["id"], prompt, _params(task, question["seed"]), lora_request=adapter)
-    while engine.has_unfinished_requests():
+    say({"ready": True})
+    # Text goes in all at once, as into vllm.LLM; images are read as their turn comes, or they would all be in memory.
+    waiting, most = deque(questions), 2 * engine.vllm_config.scheduler_config.max_num_seqs if task["images"] else len(questions)
+    while waiting or engine.has_unfinished_requests():
+        while waiting and engine.get_num_unfinished_requests() < most:
+            question = waiting.popleft()
+            (prompt,) = engine.renderer.render_cmpl([_prompt(question, task["images"])])
+            _check_prompt(question, prompt)
+            engine.add_request(question["id"], prompt, _params(task, question["seed"]), lora_request=adapter)
         for output in engine.step():
             if output.finished:
                 (found,) = output.outputs
                 say({"id": output.request_id, "ids": list(found.token_ids), "reason": found.finish_reason})
+
+
+def _prompt(question: dict[str, Any], folder: str | None) -> dict[str, Any]:
+    if "images" not in question:
+        return {"prompt_token_ids": question["ids"]}
+    from hubdistill.pairs.images import ImageStore
+
+    store = ImageStore(Path(str(folder)), 0)  # which is only read
+    return {"prompt_token_ids": question["short_ids"], "multi_modal_data": {"image": [store.open(name) for name in question["images"]]}}
+
+
+def _check_prompt(question: dict[str, Any], prompt: Any) -> None:
+    """Training reads the prompt as ours; vLLM's processor must have put the same tokens for its images."""
+    if (found := list(prompt["prompt_token_ids"])) != question["ids"]:
+        raise ValueError(f"vLLM reads prompt {question['id']} as {len(found)} tokens, and transformers as {len(question['ids'])}, or as others")
 
 
 def _engine(task: dict[str, Any]) -> Any:

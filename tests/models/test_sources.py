@@ -252,6 +252,11 @@ def test_the_language_model_is_found_inside_a_multimodal_config():
     assert facts.text_config == CONFIG
 
 
+def test_the_number_format_is_found_wherever_a_config_has_it():
+    for config in ({"dtype": "float16"}, {"torch_dtype": "float16"}, {"dtype": "float16", "text_config": {}, "vision_config": {}}, {"text_config": {"torch_dtype": "float16"}}):
+        assert ModelFacts(reference="m", kind="hub", location="m", commit="1" * 40, config=config, license={}).saved_dtype == "float16"
+
+
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for named, xdg, expected in (("~/own", "/x", tmp_path / "own"), ("", "/x", Path("/x/hubdistill")), ("", "", tmp_path / ".cache" / "hubdistill")):

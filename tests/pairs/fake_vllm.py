@@ -22,12 +22,14 @@ def answer(question: dict, most: int, stop: int) -> dict:
 
 def main(how: str, record: str, descriptor: int) -> None:
     task = json.loads(sys.stdin.readline())
-    with open(record, "a") as started:
-        started.write(json.dumps(task | {"pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "threads": os.environ.get("OMP_NUM_THREADS")}) + "\n")
     questions = [json.loads(sys.stdin.readline()) for _ in range(task["questions"])]
+    with open(record, "a") as started:
+        here = {"asked": list(questions), "pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "threads": os.environ.get("OMP_NUM_THREADS")}
+        started.write(json.dumps(task | here) + "\n")
     # vLLM finishes whom it likes first.
     random.Random(0).shuffle(questions)
     with os.fdopen(descriptor, "w") as out:
+        out.write(json.dumps({"ready": True}) + "\n")
         for done, question in enumerate(questions):
             if how.startswith("raises-"):
                 print("a stack of many lines", file=sys.stderr)

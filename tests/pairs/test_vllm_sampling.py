@@ -56,8 +56,10 @@ def running(tmp_path):
 
 def test_answers_come_in_batches_with_reasons_and_seeds(tmp_path, engine, monkeypatch):
     monkeypatch.setattr(vllm_sampling, "BATCH", 8)
-    told = []
-    batches = list(engine(progress=lambda done, tokens: told.append((done, tokens))).sample(QUESTIONS, SETTINGS, seeds))
+    told, started = [], []
+    batches = list(engine(progress=lambda done, tokens: told.append((done, tokens)), ready=started.append).sample(QUESTIONS, SETTINGS, seeds))
+    assert len(started) == 1
+    assert 0 < started[0] < 60
     assert [len(batch) for batch in batches] == [8, 8, 4]
     assert [done for done, _ in told] == [8, 8, 4]
     answers = [answer for batch in batches for answer in batch]
@@ -91,7 +93,9 @@ def test_engines_that_share_the_questions_give_the_set_of_one(tmp_path, engine, 
     monkeypatch.setattr("os.cpu_count", lambda: 6)
     one = sampled(tmp_path / "one", engine())
     (tmp_path / "started").unlink()
-    several = sampled(tmp_path / "several", engine(workers=3))
+    started = []
+    several = sampled(tmp_path / "several", engine(workers=3, ready=started.append))
+    assert len(started) == 1
     assert [job["questions"] for job in jobs(tmp_path)] in ([7, 7, 6], [7, 6, 7], [6, 7, 7])
     assert {job["threads"] for job in jobs(tmp_path)} == {"2"}
     assert several.manifest["sha256"] == one.manifest["sha256"]
