@@ -10,7 +10,7 @@ from hubdistill.errors import DoesNotFit, InputError
 from hubdistill.estimate.costs import Rates, disk_of, dollars, guessed, probed, seconds_of
 from hubdistill.estimate.fit import cheapest_fix, held, smallest_gpu, too_large
 from hubdistill.estimate.machines import GIB, GPUS, Machine, gpu_named, priced, this_machine
-from hubdistill.estimate.memory import StageMemory, memory_of
+from hubdistill.estimate.memory import Sizes, StageMemory, memory_of
 
 if TYPE_CHECKING:
     from hubdistill.plan import Plan
@@ -68,12 +68,17 @@ def forecast(plan: Plan, gpu: str | None = None, usd_per_hour: float | None = No
     """On a GPU of the table, or on the device that the recipe would use here. Where that is a CPU which is too small and
     which nobody asked for, on the smallest GPU that will do. Raises InputError for a config that no model can be made of."""
     machine, chosen = (gpu_named(gpu), True) if gpu else _here(plan)
-    if not chosen and too_large(plan, machine, memory_of(plan, machine)):
+    if not chosen and (teacher_alone(plan, machine) > machine.memory or too_large(plan, machine, memory_of(plan, machine))):
         machine = smallest_gpu(plan) or machine
     machine = priced(machine, usd_per_hour)
     stages = memory_of(plan, machine)
     rates = probed(plan, machine, found) if found else guessed(plan, machine)
     return Forecast(plan, machine, chosen, stages, rates, measured_bytes(plan, machine, found, stages) if found else {})
+
+
+def teacher_alone(plan: Plan, machine: Machine) -> int:
+    """Bytes of the teacher's weights, which some stage holds: quickly found."""
+    return Sizes(plan, machine.kind).weights("teacher")
 
 
 def _here(plan: Plan) -> tuple[Machine, bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, replace
+from functools import cache
 
 from hubdistill.errors import InputError
 
@@ -72,8 +73,9 @@ def this_machine(device: str) -> Machine:
     return Machine(name=found.name, kind="cuda", memory=found.total_memory, tflops=like.tflops if like else 100, gb_per_second=like.gb_per_second if like else 500)
 
 
+@cache
 def _cpu() -> Machine:
-    """This CPU, its speed measured in a tenth of a second."""
+    """This CPU, its speed measured in a tenth of a second, once."""
     return Machine(name="this machine's CPU", kind="cpu", memory=_main_memory(), tflops=_products(), gb_per_second=_bandwidth())
 
 
@@ -99,8 +101,8 @@ def _bandwidth() -> float:
     """GB a second that are read and written in copying 64 MiB."""
     import torch
 
-    a = torch.ones(2**24)
-    return 2 * a.nbytes / _fastest(a.clone) / 1e9
+    a, b = torch.ones(2**24), torch.ones(2**24)
+    return 2 * a.nbytes / _fastest(lambda: b.copy_(a)) / 1e9
 
 
 def _fastest(work) -> float:

@@ -73,11 +73,16 @@ def settings_of(facts: ModelFacts) -> str:
 
 def adapter_count(facts: ModelFacts, spec: LoraSpec) -> int:
     """Weights of the adapter."""
+    return _adapter_counted(_key(facts), spec)
+
+
+@lru_cache(maxsize=32)
+def _adapter_counted(key: _ByCommit, spec: LoraSpec) -> int:
     import re
 
     import torch
 
-    model, _ = _counted(_key(facts))
+    model, _ = _counted(key)
     wanted = target_modules(model, spec)
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     chosen = [module for name, module in linear.items() if (re.fullmatch(wanted, name) if isinstance(wanted, str) else name.split(".")[-1] in wanted and ".layers." in name)]
