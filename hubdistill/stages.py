@@ -14,7 +14,7 @@ import torch
 from hubdistill.errors import InputError
 from hubdistill.files import folder_sha256
 from hubdistill.modalities.base import Reading, TokenRow, image_id, media_ids, tokenizer_of
-from hubdistill.models.heap import return_large_blocks
+from hubdistill.models.heap import return_freed, return_large_blocks
 from hubdistill.models.layout import WHOLE, Layout
 from hubdistill.models.load import end_of_turn, generation_stops, load_tokenizer, pick_device, template_hash
 from hubdistill.models.lora import attach_adapter, load_adapter
@@ -297,9 +297,10 @@ def borrowed(load: Any) -> Iterator[Any]:
 
 
 def release_memory() -> None:
-    """Give freed tensors back to the device."""
+    """Give freed tensors back to the device, and to the system."""
     import gc
 
     gc.collect()
+    return_freed()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
