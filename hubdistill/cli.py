@@ -385,6 +385,8 @@ class _Started:
         self.reporter = ConsoleReporter(quiet=quiet or not told().first)
         for warning in self.plan.warnings:
             self.reporter.note(f"warning: {warning}")
+        if told().first and (problem := _memory_problem(self.plan)):  # no reason to refuse: the forecast is of the longest prompts and responses
+            self.reporter.note(f"warning: the run may need more memory than there is: {problem}")
 
     def _in_processes(self) -> None:
         """Where the plan has several processes and this is none of them: start them, and end with them."""
@@ -414,6 +416,15 @@ class _Started:
                 self.reporter.stop()
 
         return locked()
+
+
+def _memory_problem(plan: Any) -> str | None:
+    from hubdistill.estimate.forecast import memory_problem
+
+    try:
+        return memory_problem(plan)
+    except InputError:  # no forecast can be made of this architecture
+        return None
 
 
 def _summary(path: Path, done: Any) -> dict[str, Any]:

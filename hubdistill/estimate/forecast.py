@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from hubdistill.plan import Plan
     from hubdistill.probe import Probed
 
+SMALL = 100  # times the teacher's weights
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -42,12 +44,17 @@ class Forecast:
 
     def require_fit(self) -> None:
         """Raises DoesNotFit with the cheapest change of the recipe, and the smallest GPU that does."""
-        if self.fits or not self.chosen:
-            return
+        if problem := self.problem() if self.chosen else None:
+            raise DoesNotFit(problem)
+
+    def problem(self) -> str | None:
+        """What does not fit, and what would; None where all does."""
+        if self.fits:
+            return None
         fix, gpu = cheapest_fix(self.plan, self.machine), smallest_gpu(self.plan)
         ways = [f"the cheapest change with which it does: {fix}"] if fix else ["no setting of the recipe changes that"]
         ways += [f"the smallest GPU of the table that it fits as it is: {gpu.name}"] if gpu else []
-        raise DoesNotFit(f"{self.peak.name} takes {gib(self.taken(self.peak))} at most, and {self.machine.name} has {gib(self.machine.memory)}; {'; '.join(ways)}")
+        return f"{self.peak.name} takes {gib(self.taken(self.peak))} at most, and {self.machine.name} has {gib(self.machine.memory)}; {'; '.join(ways)}"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able, for `plan --json`; bytes, seconds and US dollars, all at most."""
@@ -74,6 +81,15 @@ def forecast(plan: Plan, gpu: str | None = None, usd_per_hour: float | None = No
     stages = memory_of(plan, machine)
     rates = probed(plan, machine, found) if found else guessed(plan, machine)
     return Forecast(plan, machine, chosen, stages, rates, measured_bytes(plan, machine, found, stages) if found else {})
+
+
+def memory_problem(plan: Plan) -> str | None:
+    """What of a run may not fit the device that is here, for who starts it; None where all does, and where models are too small for
+    it to be worth the seconds."""
+    machine, _ = _here(plan)
+    if SMALL * teacher_alone(plan, machine) < machine.memory:
+        return None
+    return Forecast(plan, machine, True, memory_of(plan, machine), guessed(plan, machine), {}).problem()
 
 
 def teacher_alone(plan: Plan, machine: Machine) -> int:

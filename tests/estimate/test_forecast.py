@@ -128,3 +128,17 @@ def test_a_model_without_a_config_is_not_forecast(recipe, monkeypatch):
 
     plan = make_plan(load_recipe(recipe))
     assert _forecast(replace(plan, teacher=replace(plan.teacher, config={})), None, None, False) == (None, "a model's config is not in the cache")
+
+
+def test_a_run_that_may_not_fit_says_so_before_it_starts(recipe, monkeypatch, capsys, tmp_path):
+    from hubdistill.estimate.machines import this_machine
+
+    arguments = ("prompts", recipe, "--output", tmp_path / "run")
+    code, _, said = called(monkeypatch, capsys, *arguments)
+    assert (code, "more memory" in said) == (0, False)
+    tight = replace(this_machine("cpu"), memory=2**20)
+    monkeypatch.setattr("hubdistill.estimate.forecast.this_machine", lambda device: tight)
+    code, _, said = called(monkeypatch, capsys, *arguments)
+    assert code == 0, "the forecast is of the longest prompts and responses"
+    assert "warning: the run may need more memory than there is: " in said
+    assert "no setting of the recipe changes that; the smallest GPU of the table that it fits as it is: T4" in " ".join(said.split())
