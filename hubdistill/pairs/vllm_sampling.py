@@ -114,6 +114,7 @@ class VllmSampler:
         now = self.settings.get("gpu_memory_utilization", 0)
         fix = next((fix.format(now=now) for sign, fix in MEMORY if sign in words), None)
         if worker.killed and fix is None:  # by the kernel, most often
-            fix = MEMORY[-1][1].format(now=now) + " (it was killed, as the system does where main memory runs out)"
+            fix = f"it was killed, as the system does where main memory runs out: {MEMORY[-1][1].format(now=now)}, and run the same command again"
         other = "run the same command again, or write `sampling.engine: transformers`"
-        return SamplingError(f"vLLM failed on {self.settings.get('model')} after {finished} of {total} responses, which are kept: {what}. Its output is in {worker.log}; {fix or other}")
+        kept = ", which are kept" if finished else ""
+        return SamplingError(f"vLLM failed on {self.settings.get('model')} after {finished} of {total} responses{kept}: {what}. Its output is in {worker.log}; {fix or other}")

@@ -1,5 +1,6 @@
 """vLLM itself, where it is installed: the same tokens as transformers, the adapter, seeds over an interruption. A minute a test on a CPU."""
 
+import psutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -120,5 +121,36 @@ def test_more_prompts_than_one_batch_holds_keep_their_seeds(engine):
 def test_too_little_memory_is_one_error_with_the_field_to_change(engine, monkeypatch):
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")  # it would overrule the recipe
     greedy = GREEDY.model_copy(update={"vllm": VllmSpec(gpu_memory_utilization=0.0001)})
-    with pytest.raises(SamplingError, match=r"after 0 of 24 responses.*raise sampling\.vllm\.gpu_memory_utilization \(now 0\.0001"):
+    with pytest.raises(SamplingError, match=r"after 0 of 24 responses: .*raise sampling\.vllm\.gpu_memory_utilization \(now 0\.0001"):
         tokens(engine(greedy), greedy)
+
+
+def test_a_context_that_memory_cannot_hold_is_one_error_with_the_fields_to_change(engine, monkeypatch):
+    """There is 1 GiB for keys and values, at 1.5 KiB a token."""
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")  # the tiny model's config says 256
+    with pytest.raises(SamplingError, match=r"after 0 of 24 responses: ValueError: To serve at least one request.*raise sampling\.vllm\.gpu_memory_utilization .*, or lower prompts\.max_tokens or sampling\.max_tokens"):
+        tokens(engine(longest=10**6))
+
+
+def test_a_worker_that_is_killed_in_the_middle_keeps_its_answers_and_the_rerun_asks_for_the_others(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm_sampling, "BATCH", 5)
+    header = ResponseHeader(who="teacher", purpose="round 1", model="m", commit="c", dtype="float32", vocab=34, adapter=None, template="t",
+                            sampling={}, stop_ids=(STOP,), engine="vllm", engine_version=vllm_version(), seed=0)  # fmt: skip
+    many = [Question(f"q{i:03d}", tuple(4 + (i * j) % 30 for j in range(1, 9))) for i in range(600)]  # seconds of work
+    long = DRAWN.model_copy(update={"max_tokens": 200})
+    whole = collect(tmp_path / "whole", header, many, lambda missing: engine(long).sample(missing, long, seeds))
+
+    def killed(missing):
+        answers = engine(long).sample(missing, long, seeds)
+        yield next(answers)
+        for worker in psutil.Process().children():
+            if any("vllm_worker" in word for word in worker.cmdline()):
+                worker.kill()
+        yield from answers
+
+    with pytest.raises(SamplingError, match=r"of 600 responses, which are kept: its process ended without a word \(exit code -9\).*it was killed"):
+        collect(tmp_path / "cut", header, many, killed)
+    asked = []
+    found = collect(tmp_path / "cut", header, many, lambda missing: asked.extend(missing) or engine(long).sample(missing, long, seeds))
+    assert 0 < len(asked) <= 595
+    assert found.manifest["sha256"] == whole.manifest["sha256"]

@@ -74,7 +74,7 @@ def test_answers_come_in_batches_with_reasons_and_seeds(tmp_path, engine, monkey
 def test_a_death_in_the_middle_keeps_what_was_sampled_and_the_rerun_ends_as_if_there_had_been_none(tmp_path, engine, how, monkeypatch):
     monkeypatch.setattr(vllm_sampling, "BATCH", 4)
     sampled(tmp_path / "whole", engine())
-    with pytest.raises(SamplingError, match=rf"after {how.split('-')[-1]} of 20 responses, which are kept: its process ended without a word \(exit code (7|-9)\)"):
+    with pytest.raises(SamplingError, match=rf"after (0 of 20 responses|{how.split('-')[-1]} of 20 responses, which are kept): its process ended without a word \(exit code (7|-9)\)"):
         sampled(tmp_path / "cut", engine(how))
     assert not (tmp_path / "cut" / "teacher.parquet").exists()
     asked = []
@@ -140,6 +140,8 @@ def test_another_engine_is_another_set(tmp_path, engine):
     ("ValueError: To serve at least one request, 4 GiB KV cache is needed, which is larger than the available KV cache memory", "raise sampling.vllm.gpu_memory_utilization (now 0.9), or lower prompts.max_tokens"),
     ("ValueError: Available memory on node 0 on startup is less than desired CPU memory utilization (0.92, 15 GiB)", "(now 0.9; on a CPU it is a share of main memory)"),
     ("ValueError: Available memory on node 0 (9.43/17.46 GiB) on kv cache allocation is less than requested memory for kv (-0.61/0.0 GiB)", "raise sampling.vllm.gpu_memory_utilization (now 0.9;"),
+    ("ValueError: Available memory on node 0 (19.25/21.59 GiB) on kv cache allocation is less than requested memory for kv (200.0 GiB). Decrease --kv-cache-memory-bytes, VLLM_CPU_KVCACHE_SPACE", "lower VLLM_CPU_KVCACHE_SPACE in the environment"),
+    ("ValueError: To serve at least one request with the model's max seq len (8128), (0.35 GiB KV cache is needed, which is larger than the available KV cache memory (0.01 GiB)", "raise sampling.vllm.gpu_memory_utilization (now 0.9), or lower prompts.max_tokens or sampling.max_tokens"),
     ("RuntimeError: Unsupported CPU attention configuration", "run the same command again, or write `sampling.engine: transformers`"),
 ])  # fmt: skip
 def test_what_failed_names_the_field_to_change(tmp_path, engine, said, fix):
@@ -154,7 +156,7 @@ def test_what_failed_names_the_field_to_change(tmp_path, engine, said, fix):
 
 
 def test_a_worker_that_is_killed_hints_at_memory(tmp_path, engine):
-    with pytest.raises(SamplingError, match=r"lower sampling\.vllm\.gpu_memory_utilization .*the system does where main memory runs out"):
+    with pytest.raises(SamplingError, match=r"the system does where main memory runs out: lower sampling\.vllm\.gpu_memory_utilization .*, and run the same command again$"):
         sampled(tmp_path, engine("killed-after-3"))
 
 
