@@ -51,11 +51,15 @@ def compare(one: Path, other: Path, loss: float, weight: float) -> None:
         assert (one / file).read_bytes() == (other / file).read_bytes(), file
     ours, theirs = losses(one), losses(other)
     assert len(ours) == len(theirs) > 6
-    assert max(abs(a - b) / abs(a) for a, b in zip(ours, theirs, strict=True)) < loss
+    apart = max(abs(a - b) / abs(a) for a, b in zip(ours, theirs, strict=True))
+    print(f"\n{other.name}: losses apart by {apart:.1e}", end="")
+    assert apart < loss
     for folder in ("warmup", "round_1", "round_2"):
         mine, its = (load_file(path / folder / "adapter" / "adapter_model.safetensors") for path in (one, other))
         assert mine.keys() == its.keys()
-        assert max(float((mine[name] - its[name]).abs().max()) for name in mine) < weight
+        apart = max(float((mine[name] - its[name]).abs().max()) for name in mine)
+        print(f", {folder} by {apart:.1e}", end="")
+        assert apart < weight
         assert max(float(value.abs().max()) for value in mine.values()) > 50 * weight, "the weights are too small to compare"
 
 
@@ -83,7 +87,7 @@ def test_two_processes_equal_one(text, strategy):
 def test_a_teacher_that_has_read_all_before_equals_one_that_is_loaded(text, overrides):
     name = f"cached{len(overrides)}"
     run(text, name, "teacher.placement=cached", *overrides)
-    compare(text / "one", text / name, 1e-6, 2e-5)
+    compare(text / "one", text / name, 1e-5, 2e-5)  # a loaded teacher reads both responses of a pair in one row, this one each alone: other roundings
     assert (text / name / "round_1" / "teacher.states" / "manifest.json").is_file()
     assert not list((text / name).glob("round_*/student.states"))
 

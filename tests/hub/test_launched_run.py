@@ -136,7 +136,9 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_follow_and_stop_it(hub, recipe, t
     go_on = threading.Event()
     hub.state.job_runner = lambda spec, say: (say("working"), go_on.wait(60), 0)[-1]
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_ENDPOINT": hub.url, "HF_TOKEN": ALICE}
-    command = [sys.executable, "-c", START, "launch", str(recipe), *LAUNCH, "--mirror", "alice/other"]
+    # As in a terminal: what a script starts in the background ignores Ctrl-C, and so does all that it starts.
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    command = [sys.executable, "-c", heard + START, "launch", str(recipe), *LAUNCH, "--mirror", "alice/other"]
     process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if line == "working\n":
