@@ -62,6 +62,10 @@ class Workshop:
     folder: Path  # the run directory
     processes: Processes = ALONE
 
+    def __post_init__(self) -> None:
+        if self.plan.recipe.train.gradient_checkpointing and self.device.type == "cpu":  # asked for to save memory, so time is given for it
+            return_large_blocks()  # before the first stage: blocks that it leaves free in the heap would be filled, and kept, by the next
+
     @cached_property
     def device(self) -> torch.device:
         return pick_device(self.plan.recipe.train.device)
@@ -141,8 +145,6 @@ class Workshop:
 
     def load_to_train(self, adapter: Path | None) -> PeftModel:
         """The student with an adapter to train, spread over the processes."""
-        if self.device.type == "cpu" and self.plan.recipe.train.gradient_checkpointing:  # asked for to save memory, so time is given for it
-            return_large_blocks()
         return self.load_adapted(adapter, trainable=True, layout=self.spread)
 
     @cached_property

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 ADAM = 16  # bytes a weight of the adapter: itself, its gradient and AdamW's two moments in float32
 LIBRARIES = {"cpu": int(0.61 * GIB), "cuda": int(0.6 * GIB)}  # Python with its libraries; a CUDA context with its work spaces
 # Beside activations and caches on a CPU: glibc's malloc keeps freed blocks of up to 32 MiB and does not fill all of the holes.
-# Measured as 0.4 to 0.9 over 20 shapes (docs/forecast.md); none where each block is given back at once (models/heap.py).
-HOLES = 0.7
+# Measured as 0.4 to 0.9 over 20 shapes (docs/forecast.md). Where each block is given back at once (models/heap.py) training has none, and
+# generating, of many small blocks, 0.2 to 0.4.
+HOLES, SMALL_HOLES = 0.7, 0.3
 FIXED = ("weights", "adapter", "student", "teacher", "mapped file")  # parts that are allocated once
 SCORES = 5  # copies of a row of scores while a token is chosen (pairs/choice.py)
 SFT_ROWS = 256  # tokens whose logits TRL's fused head holds at once
@@ -122,8 +123,9 @@ def memory_of(plan: Plan, machine: Machine) -> list[StageMemory]:
 def _with_the_rest(stage: StageMemory, sizes: Sizes) -> StageMemory:
     """The stage with libraries, and on a CPU what the allocator wastes."""
     moving = sum(size for name, size in stage.parts.items() if name not in FIXED)
-    given_back = stage.name in ("warm-up", "training") and sizes.plan.recipe.train.gradient_checkpointing  # Workshop.load_to_train
-    holes = {"holes in the heap": int(moving * HOLES)} if sizes.kind == "cpu" and not given_back else {}
+    given_back = sizes.plan.recipe.train.gradient_checkpointing  # the Workshop sees to it
+    share = HOLES if not given_back else 0 if stage.name in ("warm-up", "training") else SMALL_HOLES
+    holes = {"holes in the heap": int(moving * share)} if sizes.kind == "cpu" and share else {}
     return StageMemory(stage.name, {"libraries": LIBRARIES[sizes.kind], **stage.parts, **holes}, stage.other_device)
 
 
