@@ -84,10 +84,11 @@ def _adapter(facts: Any, rank: int, folder: Path) -> str:
     from hubdistill.specs import LoraSpec
 
     adapted = attach_adapter(load_model(facts, "float32", torch.device("cpu")), LoraSpec(rank=rank, alpha=2 * rank), 0)
+    noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
-                weight.normal_(0, 0.01)
+                weight.normal_(0, 0.01, generator=noise)
     adapted.save_pretrained(folder / "adapter")
     return str(folder / "adapter")
 

@@ -173,7 +173,7 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False, elsewhere: bool = 
         problems += target.check(teacher, student, recipe.target.options)
         problems += check_lengths(recipe, {"teacher": teacher, "student": student})
         problems += check_stored(recipe, student)
-        problems += check_vllm(recipe, target, teacher, student)
+        problems += check_vllm(recipe, target, teacher, student, elsewhere=elsewhere)
         problems += check_publish(recipe, student)
         problems += check_distributed(recipe, target, {"teacher": teacher, "student": student}, processes)
         problems += check_adapter(recipe, student) if recipe.lora.modules else []  # else `run` does, which needs torch anyway

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 
 from hubdistill.errors import HubdistillError
@@ -9,7 +10,7 @@ from hubdistill.models.quantized_config import stored
 from hubdistill.models.sources import ModelFacts
 from hubdistill.pairs.server_client import key_of
 from hubdistill.pairs.vllm_images import FAMILIES
-from hubdistill.pairs.vllm_settings import BIASES, vllm_version
+from hubdistill.pairs.vllm_settings import BIASES, torchvision_installed, vllm_version
 from hubdistill.processes import told, visible_gpus
 from hubdistill.recipe import Recipe
 from hubdistill.specs import ServerSpec
@@ -125,14 +126,16 @@ def check_lengths(recipe: Recipe, models: dict[str, ModelFacts]) -> list[str]:
     ]
 
 
-def check_vllm(recipe: Recipe, target: Target, teacher: ModelFacts, student: ModelFacts) -> list[str]:
-    """Whether vLLM can sample what the recipe asks for, from the configs."""
+def check_vllm(recipe: Recipe, target: Target, teacher: ModelFacts, student: ModelFacts, *, elsewhere: bool = False) -> list[str]:
+    """Whether vLLM can sample what the recipe asks for, from the configs; here, or `elsewhere`."""
     if recipe.sampling.engine != "vllm":
         return []
     instead = "write `sampling.engine: transformers`"
     if target.quantization(recipe.target.options):
         return [f"sampling.engine: vLLM has no bitsandbytes since 0.28, and the student of target {target.name} is in 4 bit; {instead}"]
     problems, devices = [], recipe.sampling.vllm.tensor_parallel_size
+    if target.modality.own_view and not elsewhere and vllm_version() and not torchvision_installed():
+        problems.append(f"sampling.engine: vLLM reads images with torchvision, which is not installed; install the build of it that goes with torch {importlib.metadata.version('torch')}, or {instead}")
     for facts in (teacher, student) if target.modality.own_view else ():
         if facts.config and (kind := facts.config.get("model_type")) not in FAMILIES:
             problems.append(f"sampling.engine: images of {facts.reference} ({kind}) were not tried with vLLM ({', '.join(FAMILIES)} were); {instead}")

@@ -457,7 +457,7 @@ def test_vllm_is_refused_for_students_in_4_bit(folder, with_vllm):
     )
 
 
-def test_vllm_sees_images_of_families_that_were_compared(tmp_path, with_vllm):
+def test_vllm_sees_images_of_families_that_were_compared(tmp_path, with_vllm, monkeypatch):
     from tests import tiny_vlm
 
     for role, family in (("teacher", "llava"), ("student", "idefics3")):
@@ -465,7 +465,10 @@ def test_vllm_sees_images_of_families_that_were_compared(tmp_path, with_vllm):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "what?"}\n')
     tiny.write_recipe(tmp_path, target={"kind": "vlm"}, sampling={"engine": "vllm", "max_tokens": 8}, prompts={"dataset": "prompts.jsonl", "heldout": 0}, evaluate=[])
     expected = "sampling.engine: images of ./student (idefics3) were not tried with vLLM (llava, llava_next, qwen2_vl, qwen2_5_vl were); write `sampling.engine: transformers`"
+    monkeypatch.setattr("hubdistill.plan_checks.torchvision_installed", lambda: True)
     assert expected in problems_of(tmp_path)
+    monkeypatch.setattr("hubdistill.plan_checks.torchvision_installed", lambda: False)
+    assert any(problem.startswith("sampling.engine: vLLM reads images with torchvision, which is not installed; install the build") for problem in problems_of(tmp_path))
 
 
 def test_what_vllm_cannot_do_with_a_model_is_refused(folder, with_vllm):

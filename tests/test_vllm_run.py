@@ -95,6 +95,7 @@ def test_ids_of_one_model_alone_are_held_back(distil, recipe, tmp_path):
 
 def test_each_vision_model_is_asked_with_its_own_processor_s_prompts_and_the_images(tmp_path, notes, monkeypatch):
     monkeypatch.setattr("hubdistill.plan_checks.vllm_version", lambda: "0.32.0")
+    monkeypatch.setattr("hubdistill.plan_checks.torchvision_installed", lambda: True)
     command = (sys.executable, str(FAKE), "well", str(tmp_path / "started"))
     monkeypatch.setattr("hubdistill.stages.VllmSampler", functools.partial(VllmSampler, command=command, version="0.32.0"))
     plan = make_plan(load_recipe(ROOT / "recipes" / "smoke" / "vlm.yaml", ["sampling.engine=vllm", "train.rounds=1", "evaluate=[]"]))

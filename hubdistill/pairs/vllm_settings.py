@@ -25,3 +25,8 @@ def vllm_version() -> str | None:
         except importlib.metadata.PackageNotFoundError:
             continue
     return "unknown"
+
+
+def torchvision_installed() -> bool:
+    """vLLM's LLaVA and Qwen-VL import it, whatever reads the images."""
+    return importlib.util.find_spec("torchvision") is not None
