@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from hubdistill.errors import InputError
+from hubdistill.files import digest_of
 from hubdistill.losses.contrastive import PRESETS, LossPreset
 
 RECIPE = "recipe"  # the loss as the recipe has it
 SHOWN = "distillm2, gkd, kd, seqkd"
+LONGEST = 100  # characters of a run directory's name; file systems take 255 bytes, and files in it have names of their own
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Method:
     @property
     def folder(self) -> str:
         """Its run directory's name."""
-        return re.sub(r"[^\w.-]+", "-", self.name)
+        name = re.sub(r"[^\w.-]+", "-", self.name)
+        return name if len(name) <= LONGEST else f"{name[: LONGEST - 13]}-{digest_of(self.name)[:12]}"
 
     @property
     def preset(self) -> LossPreset | None:
@@ -39,11 +42,11 @@ class Method:
 
 
 def parse_methods(text: str) -> tuple[Method, ...]:
-    """`NAME[:loss.KEY=VALUE]...`, separated by commas; the first is what the others are held against.
+    """`NAME[:loss.KEY=VALUE]...`, separated by commas that are in no brackets; the first is what the others are held against.
 
     Raises InputError for a name that is no preset, a change of anything but the loss, or a method that is there twice.
     """
-    found = [_method(one.strip()) for one in text.split(",") if one.strip()]
+    found = [_method(one.strip()) for one in re.split(r",(?![^\[\]]*\])", text) if one.strip()]
     if not found:
         raise InputError(f"--methods names no method; write for example --methods {SHOWN}")
     for method in found:

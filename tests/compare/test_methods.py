@@ -14,6 +14,18 @@ def test_methods_replace_the_whole_loss_of_a_recipe():
     assert (second.folder, third.preset) == ("gkd-loss.alpha-0.3-loss.beta-linear", None)
 
 
+def test_a_list_of_numbers_has_commas_of_its_own():
+    first, second = parse_methods("distillm2:loss.alpha_range=[0.01, 0.2]:loss.alpha=0.15,gkd")
+    assert first.overrides == ("loss={preset: distillm2}", "loss.alpha_range=[0.01, 0.2]", "loss.alpha=0.15")
+    assert (first.folder, second.name) == ("distillm2-loss.alpha_range-0.01-0.2-loss.alpha-0.15", "gkd")
+
+
+def test_a_folder_has_a_name_that_file_systems_take():
+    first, second = parse_methods(f"gkd:loss.alpha=0.{'3' * 300}1,gkd:loss.alpha=0.{'3' * 300}2")
+    assert len(first.folder) == len(second.folder) == 100
+    assert first.folder != second.folder
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
