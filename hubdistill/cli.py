@@ -401,7 +401,7 @@ class _Started:
     def opened(self) -> Any:
         from contextlib import contextmanager
 
-        from hubdistill.models.load import pick_device
+        from hubdistill.models.hardware import pick_device
         from hubdistill.processes import joined
         from hubdistill.run import Run
         from hubdistill.rundir import RunDirectory

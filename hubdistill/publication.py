@@ -74,7 +74,7 @@ def _quantization(plan: Plan) -> dict[str, Any] | None:
     """How the student was loaded, whole."""
     if plan.quantization is None:
         return None
-    from hubdistill.models.load import pick_device
+    from hubdistill.models.hardware import pick_device
     from hubdistill.models.quantized import how_loaded
 
     return how_loaded(plan.student, plan.recipe.student.dtype, pick_device(plan.recipe.train.device), plan.quantization)

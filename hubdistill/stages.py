@@ -14,9 +14,10 @@ import torch
 from hubdistill.errors import InputError
 from hubdistill.files import folder_sha256
 from hubdistill.modalities.base import Reading, TokenRow, image_id, media_ids, tokenizer_of
+from hubdistill.models.hardware import pick_device
 from hubdistill.models.heap import return_freed, return_large_blocks
 from hubdistill.models.layout import WHOLE, Layout
-from hubdistill.models.load import end_of_turn, generation_stops, load_tokenizer, pick_device, template_hash
+from hubdistill.models.load import end_of_turn, generation_stops, load_tokenizer, template_hash
 from hubdistill.models.lora import attach_adapter, load_adapter
 from hubdistill.models.pruned import build_pruned
 from hubdistill.models.vllm_model import engine_settings

@@ -63,7 +63,7 @@ def this_machine(device: str) -> Machine:
     """The device that a recipe's `train.device` means here. Raises InputError where it is not there."""
     import torch
 
-    from hubdistill.models.load import pick_device
+    from hubdistill.models.hardware import pick_device
 
     chosen = pick_device(device)
     if chosen.type != "cuda":

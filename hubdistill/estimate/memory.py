@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from hubdistill.estimate.calls import Call, Trace
 from hubdistill.estimate.machines import GIB, Machine
-from hubdistill.estimate.traces import Call, Trace, trace
+from hubdistill.estimate.traces import trace
 from hubdistill.estimate.weights import BYTES, Counts, adapter_count, count, model_bytes, settings_of
-from hubdistill.evaluation.divergence import ROWS, TILE_BYTES
+from hubdistill.evaluation.budget import ROWS, TILE_BYTES
 from hubdistill.losses.head import CAST_BYTES
 from hubdistill.losses.tiles import CPU_BUDGET, DEVICE_BUDGET
 from hubdistill.models.quantized_config import stored

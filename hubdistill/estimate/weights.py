@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from hubdistill.models.layers import empty_model, target_modules
+from hubdistill.estimate.kept import kept
+from hubdistill.models.sources import NOT_RESOLVED
 
 if TYPE_CHECKING:
     from hubdistill.models.sources import ModelFacts
@@ -33,13 +35,30 @@ class Counts:
 
 
 @lru_cache(maxsize=32)
-def _counted(key: _ByCommit) -> tuple[Any, Counts]:
-    model: Any = empty_model(key.facts, "student")
+def _empty(key: _ByCommit) -> Any:
+    from hubdistill.models.layers import empty_model
+
+    return empty_model(key.facts, "student")
+
+
+@lru_cache(maxsize=32)
+def _counted(key: _ByCommit) -> tuple[str, Counts]:
+    """The whole config as JSON, and the counts."""
+    settings, numbers = _kept(key, ["counts"], lambda: _found(_empty(key)))
+    return settings, Counts(**numbers)
+
+
+def _kept(key: _ByCommit, what: list[Any], find: Callable[[], Any]) -> Any:
+    return find() if key.commit == NOT_RESOLVED else kept([*what, key.commit, key.layers], find)
+
+
+def _found(model: Any) -> tuple[str, dict[str, int]]:
     blocks = model.get_decoder().layers
     linear = {id(module.weight): module.weight.numel() for module in blocks.modules() if hasattr(module, "in_features")}
     head = model.get_output_embeddings().weight
     total = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
-    return model, Counts(sum(linear.values()), total - sum(linear.values()), head.numel(), head.shape[0], head.shape[1], len(blocks))
+    counts = Counts(sum(linear.values()), total - sum(linear.values()), head.numel(), head.shape[0], head.shape[1], len(blocks))
+    return model.config.to_json_string(use_diff=False), asdict(counts)
 
 
 @dataclass(frozen=True)
@@ -68,7 +87,7 @@ def count(facts: ModelFacts) -> Counts:
 
 def settings_of(facts: ModelFacts) -> str:
     """The whole config as JSON, with what config.json leaves to the defaults of the family."""
-    return _counted(_key(facts))[0].config.to_json_string(use_diff=False)
+    return _counted(_key(facts))[0]
 
 
 def adapter_count(facts: ModelFacts, spec: LoraSpec) -> int:
@@ -78,11 +97,16 @@ def adapter_count(facts: ModelFacts, spec: LoraSpec) -> int:
 
 @lru_cache(maxsize=32)
 def _adapter_counted(key: _ByCommit, spec: LoraSpec) -> int:
+    return int(_kept(key, ["adapter", spec.model_dump(mode="json")], lambda: _adapter_found(_empty(key), spec)))
+
+
+def _adapter_found(model: Any, spec: LoraSpec) -> int:
     import re
 
     import torch
 
-    model, _ = _counted(key)
+    from hubdistill.models.layers import target_modules
+
     wanted = target_modules(model, spec)
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     chosen = [module for name, module in linear.items() if (re.fullmatch(wanted, name) if isinstance(wanted, str) else name.split(".")[-1] in wanted and ".layers." in name)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hubdistill.evaluation.budget import ROWS, TILE_BYTES
 from hubdistill.losses.divergences import kl, skl, srkl, tv
 from hubdistill.losses.head import Head, Projector
 from hubdistill.modalities.base import Reading, Row
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from hubdistill.pairs.store import Response
 
 ALPHA = 0.1  # the skew of the reported skl and srkl, whatever the recipe trains with, so that cards compare
-ROWS = 8  # responses in one forward pass
-TILE_BYTES = 64 * 2**20  # of log-probabilities of one model; a tile takes about eight times that in all
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,37 @@
-"""What a run runs on, in words."""
+"""What a run runs on."""
 
 from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubdistill.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device for a recipe's `device`; `auto` takes the accelerator when there is one.
+
+    Raises InputError for a device that this machine does not have.
+    """
+    import torch
+
+    there = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return there or torch.device("cpu")
+    device = torch.device(name)
+    missing = there is None or there.type != device.type or (device.index or 0) >= torch.accelerator.device_count()
+    if device.type != "cpu" and missing:
+        raise InputError(f"train.device or teacher.device: this machine has no {name} that PyTorch can use; write `auto` or `cpu`")
+    return device
 
 
 def hardware(device: str) -> str:
     """The device that a recipe's `train.device` means here."""
     import torch
-
-    from hubdistill.models.load import pick_device
 
     chosen = pick_device(device)
     if chosen.type == "cuda":

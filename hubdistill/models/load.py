@@ -28,21 +28,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 LOAD_PROBLEMS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError, StrictDataclassError)
 
 
-def pick_device(name: str) -> torch.device:
-    """The torch device for a recipe's `device`; `auto` takes the accelerator when there is one.
-
-    Raises InputError for a device that this machine does not have.
-    """
-    there = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto":
-        return there or torch.device("cpu")
-    device = torch.device(name)
-    missing = there is None or there.type != device.type or (device.index or 0) >= torch.accelerator.device_count()
-    if device.type != "cpu" and missing:
-        raise InputError(f"train.device or teacher.device: this machine has no {name} that PyTorch can use; write `auto` or `cpu`")
-    return device
-
-
 def read_weights(facts: ModelFacts, dtype: torch.dtype | str, **settings: Any) -> PreTrainedModel:
     """A model from its safetensors files, on the CPU unless `settings` of `from_pretrained` say more. Raises InputError unless every weight is in them."""
     # Gemma-2 caps its attention scores; sdpa, the default, leaves the cap out and so computes another model.

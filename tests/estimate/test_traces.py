@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from hubdistill.estimate.traces import Call, trace
+from hubdistill.estimate.calls import Call
+from hubdistill.estimate.traces import trace
 from hubdistill.models.load import last_hidden
 from hubdistill.models.pair_attention import PairTree, Span, pair_attention
 

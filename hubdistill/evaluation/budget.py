@@ -1,0 +1,6 @@
+"""What measuring divergences holds at once; apart from divergence.py, which imports models, because `plan` asks it."""
+
+from __future__ import annotations
+
+ROWS = 8  # responses in one forward pass
+TILE_BYTES = 64 * 2**20  # of log-probabilities of one model; a tile takes about eight times that in all
