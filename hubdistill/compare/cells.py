@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubdistill.compare.methods import Method
+from hubdistill.compare.steady import pinned, require_same
 from hubdistill.errors import InputError, RecipeError
 from hubdistill.files import write_atomically
 from hubdistill.hub.asked import Asked
@@ -57,6 +58,12 @@ class Comparison:
         given = [*(self.asked.overrides or []), *overrides, "train.distributed={processes: 1}", "publish=null"]
         return make_plan(replace(self.asked, overrides=given).load())
 
+    def _plan_run(self, overrides: Sequence[str]) -> Plan:
+        """The same of a run, which may begin hours later: with the settings, models and data of `plan`. Raises InputError."""
+        found = self._plan([*pinned(self.plan), *overrides])
+        require_same(found, self.plan)
+        return found
+
     @cached_property
     def settled(self) -> tuple[Method, ...]:
         """The methods, on the teacher's responses where the data set has none of its own. Raises InputError where two become the same."""
@@ -66,7 +73,8 @@ class Comparison:
         for number, loss in enumerate(losses):
             for other in range(number):
                 if replace(loss, name="") == replace(losses[other], name=""):
-                    why = ", since the data set has no responses of its own" if lacking else ""
+                    moved = any(found[one] != self.methods[one] for one in (number, other))
+                    why = ", since the data set has no responses of its own" if moved else ""
                     raise InputError(f"--methods: '{found[number].name}' is here the same as '{found[other].name}'{why}; leave one out")
         return tuple(found)
 
@@ -76,6 +84,8 @@ class Comparison:
             raise RecipeError([f"{self.plan.loaded.path}: train.tokens: compare sets it, so that methods have equal shares; remove it"])
         if not self.plan.recipe.evaluate:
             raise RecipeError([f"{self.plan.loaded.path}: evaluate: is empty, and there is nothing to compare by; write evaluate: [{{kind: divergence}}]"])
+        if len(self.seed_numbers) > 1:
+            self._plan([f"train.seed={self.seed_numbers[-1]}"])  # refuses one that is too large
         _ = self.settled
 
     def changes(self) -> list[str]:
@@ -113,7 +123,7 @@ class Comparison:
         from hubdistill.run import Run
 
         with RunDirectory(folder, reporter.stage).locked() as directory:
-            yield Run(self._plan(overrides), directory, reporter)
+            yield Run(self._plan_run(overrides), directory, reporter)
 
 
 def set_imports_aside() -> None:

@@ -1,0 +1,37 @@
+"""What must stay as it is while methods are compared: a comparison takes hours, and its recipe is planned anew for every run in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hubdistill.errors import InputError
+from hubdistill.models.sources import NOT_RESOLVED
+from hubdistill.plan import Plan
+
+
+def pinned(plan: Plan) -> list[str]:
+    """Overrides that hold what comes from the Hub at the commits of `plan`: a branch may move before the last method trains."""
+    found = {"teacher": plan.teacher, "student": plan.student_source, "prompts": plan.prompts}
+    return [f"{block}.revision={facts.commit}" for block, facts in found.items() if facts.kind == "hub" and facts.commit != NOT_RESOLVED]
+
+
+def require_same(plan: Plan, first: Plan) -> None:
+    """Refuse to go on with other settings, models or data than the methods before had. Raises InputError."""
+    before, now = _shared(first), _shared(plan)
+    changed = [name for name, value in now.items() if value != before[name]]
+    if changed:
+        raise InputError(
+            f"{plan.loaded.path}: {', '.join(changed)} changed while methods were compared, so they would not be compared with the same; "
+            "put it back, or run the command again, which redoes for all of them what depends on it"
+        )
+
+
+def _shared(plan: Plan) -> dict[str, Any]:
+    """What all methods and seeds have in common, by the key that a user would look for."""
+    blocks = plan.recipe.model_dump(mode="json", exclude={"publish", "loss"})
+    for block in ("teacher", "student", "prompts"):
+        blocks[block].pop("revision")  # pinned; what it names is below
+    for key in ("seed", "tokens"):
+        blocks["train"].pop(key)
+    models = {"the teacher": plan.teacher.commit, "the student": plan.student.commit}
+    return blocks | models | {"the data set": plan.prompts.commit, "the questions": [facts.commit for facts in plan.questions]}
