@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from hubdistill.compare.plots import COLOURS, dots, lines
 from hubdistill.files import write_atomically
-from hubdistill.hub.markdown import text
+from hubdistill.hub.markdown import one_line, text
 from hubdistill.hub.results import METRICS
 from hubdistill.shipped import model_cards_root
 
+STEPS_APART = 1.1  # ratio of steps above which it is said that methods differ in them
 MARKDOWN, PAGE = "comparison.md", "comparison.html"
 SIDES = {"teacher": "NLL of the fixed responses under the student, nats/token, by step", "student": "NLL of the student's responses under the student, nats/token, by step"}
 
@@ -27,8 +29,18 @@ def markdown(found: Mapping[str, Any]) -> str:
     parts = [f"# {text(found['recipe'])}: {len(found['methods'])} methods, seeds {', '.join(map(str, found['seeds']))}", "", *_about(found), ""]
     for header, rows in (_values(found), _differences(found), _trained(found)):
         if rows:
-            parts += [f"| {' | '.join(header)} |", "| --- " * len(header) + "|", *(f"| {' | '.join(row)} |" for row in rows), ""]
+            body = [[_cell(row[0]), *row[1:]] for row in rows]
+            parts += [_line(map(_cell, header)), "| --- " * len(header) + "|", *map(_line, body), ""]
     return "\n".join(parts).rstrip()
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(value: str) -> str:
+    """A name from outside (of a method, of a data set) that no table cell or HTML can end or start in."""
+    return escape(one_line(value), quote=False).replace("|", "\\|")
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -61,17 +73,37 @@ def _about(found: Mapping[str, Any], *, plain: bool = False) -> list[str]:
         return value if plain else str(text(value))
 
     several = len(found["seeds"]) > 1
-    seeds = "each seed's mean stands in brackets" if several else "with one seed, methods may differ by what the student happened to say"
-    n = max(row["n"] for one in found["metrics"] for row in one["rows"].values())
+    seeds = "each seed's mean stands in brackets, and each seed has drawn training and held-out prompts of its own" if several else "with one seed, methods may differ by what the student happened to say"
+    n = _most_prompts(found)
     said = [
         f"{outside(found['student'])} learns from {outside(found['teacher'])}. All methods of a seed train on the same prompts, teacher responses and warm-up, with the same number of response tokens in a round and of responses in a step.",
-        f"Means over {n} held-out prompts with 95 % bootstrap intervals over prompts; a prompt's value is its mean over the seeds. Differences are paired by prompt and seed; p is of a sign-flip permutation test, adjusted for the number of methods (Holm). Intervals and p speak of other prompts, not of other seeds: {seeds}.",
+        f"Means over {n} held-out prompts with 95 % bootstrap intervals over prompts; a prompt's value is its mean over the seeds that hold it out. Differences are paired by prompt and seed; p is of a sign-flip permutation test, adjusted for the number of methods (Holm). Intervals and p speak of other prompts, not of other seeds: {seeds}.",
     ]
-    return said + ([f"Fewer than {found['enough']} prompts: intervals are too narrow to judge by."] if n < found["enough"] else [])
+    few = [outside(title(one)) for one in found["metrics"] if _prompts(one) < found["enough"]]
+    said += [f"Fewer than {found['enough']} prompts, so that intervals are too narrow to judge by: {'all' if len(few) == len(found['metrics']) else ', '.join(few)}."] if few else []
+    return said + [outside(line) for line in _unequal_steps(found["methods"])]
+
+
+def _prompts(metric: Mapping[str, Any]) -> int:
+    return min(int(row["n"]) for row in metric["rows"].values())
+
+
+def _most_prompts(found: Mapping[str, Any]) -> int:
+    return max(map(_prompts, found["metrics"]))
+
+
+def _unequal_steps(methods: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the reader must know where equal tokens came in unequally many steps."""
+    most, fewest = (of(methods, key=lambda one: sum(one["steps"])) for of in (max, min))
+    more, fewer = sum(most["steps"]), sum(fewest["steps"])
+    if more <= STEPS_APART * fewer:
+        return []
+    return [f"Not equal: {most['name']} took {more} optimiser steps and {fewest['name']} {fewer}, at the same learning rate. The responses that {most['name']} trains on are shorter, so the same tokens are more of them, and a step holds equally many responses."]
 
 
 def _values(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    header = ["", *(f"{title(one)}, {one['unit']} ({'↓' if one['better'] == 'lower' else '↑'})" for one in found["metrics"])]
+    n = {_prompts(one): f", n = {_prompts(one)}" for one in found["metrics"]} | {_most_prompts(found): ""}  # said above
+    header = ["", *(f"{title(one)}, {one['unit']} ({'↓' if one['better'] == 'lower' else '↑'}{n[_prompts(one)]})" for one in found["metrics"])]
     names = list(dict.fromkeys(name for one in found["metrics"] for name in one["rows"]))
     return header, [[name, *(_value(one["rows"].get(name), len(found["seeds"])) for one in found["metrics"])] for name in names]
 
@@ -79,7 +111,7 @@ def _values(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _value(row: Mapping[str, Any] | None, seeds: int) -> str:
     if row is None:
         return "–"
-    each = f" ({', '.join(f'{value:.3f}' for value in row['by_seed'])})" if seeds > 1 else ""
+    each = f" ({', '.join('–' if value is None else f'{value:.3f}' for value in row['by_seed'])})" if seeds > 1 else ""
     return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{each}"
 
 
@@ -87,11 +119,11 @@ def _differences(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     reference, seeds = found["reference"], len(found["seeds"])
     header = [f"minus {reference}", *(f"{title(one)} ({'negative' if one['better'] == 'lower' else 'positive'} is better)" for one in found["metrics"])]
     names = [method["name"] for method in found["methods"][1:]]
-    return header, [[name, *(_difference(one["rows"][name]["difference"], seeds) for one in found["metrics"])] for name in names]
+    return header, [[name, *(_difference(one["rows"][name]["difference"], several=seeds > 1) for one in found["metrics"])] for name in names]
 
 
-def _difference(one: Mapping[str, Any], seeds: int) -> str:
-    alike = f", {one['seeds_alike']} of {seeds} seeds alike" if seeds > 1 else ""
+def _difference(one: Mapping[str, Any], *, several: bool) -> str:
+    alike = f", {one['seeds_alike']} of {one['seeds']} seeds alike" if several else ""
     p = "p < 0.001" if one["p_adjusted"] < 0.001 else f"p = {one['p_adjusted']:.3f}"
     return f"{one['value']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}], {p}{alike}"
 
@@ -100,7 +132,7 @@ def _trained(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     def each(values: list[float], form: str) -> str:
         return ", ".join(format(value, form) for value in values)
 
-    header = ["method", "trained on", "response tokens, by seed", "steps", "minutes of sampling and training"]
+    header = ["method", "trained on", "response tokens, by seed", "steps", "minutes of training, and of sampling the student"]
     return header, [[one["name"], trained_on(one["loss"]), each(one["tokens"], ",d"), each(one["steps"], "d"), each([s / 60 for s in one["seconds"]], ".1f")] for one in found["methods"]]
 
 

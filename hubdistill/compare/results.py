@@ -56,10 +56,14 @@ def _metrics(values: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def by_subject(values: Mapping[str, Mapping[int, Any]], key: str) -> dict[str, BySeed]:
-    """Subject -> seed -> prompt -> value; subjects are those before training, and the methods."""
+    """Subject -> seed -> prompt -> value; subjects are those before training, and the methods.
+
+    A seed may have nothing: none of the prompts that it held out has a response in the data set.
+    """
     first = next(iter(values.values()))
-    before = {name: {seed: one[key][name] for seed, one in first.items() if name in one.get(key, {})} for name in BEFORE}
-    return {name: found for name, found in before.items() if found} | {name: {seed: one[key]["distilled"] for seed, one in found.items()} for name, found in values.items()}
+    before = {name: {seed: one.get(key, {}).get(name, {}) for seed, one in first.items()} for name in BEFORE}
+    after = {name: {seed: one.get(key, {}).get("distilled", {}) for seed, one in found.items()} for name, found in values.items()}
+    return {name: found for name, found in before.items() if any(found.values())} | after
 
 
 def compared(metric: str, on: str, found: Mapping[str, BySeed], methods: Sequence[str]) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def compared(metric: str, on: str, found: Mapping[str, BySeed], methods: Sequenc
 def _row(seeds: BySeed) -> dict[str, Any]:
     pooled = _pooled(seeds)
     value, low, high = mean_and_interval(list(pooled.values()))
-    return {"value": value, "low": low, "high": high, "n": len(pooled), "by_seed": [mean(one.values()) for one in seeds.values()]}
+    return {"value": value, "low": low, "high": high, "n": len(pooled), "by_seed": [mean(one.values()) if one else None for one in seeds.values()]}
 
 
 def _difference(seeds: BySeed, reference: BySeed) -> dict[str, Any]:
@@ -86,8 +90,9 @@ def _difference(seeds: BySeed, reference: BySeed) -> dict[str, Any]:
     apart = {seed: {prompt: one[prompt] - reference[seed][prompt] for prompt in one.keys() & reference[seed].keys()} for seed, one in seeds.items()}
     pooled = list(_pooled(apart).values())
     value, low, high = mean_and_interval(pooled)
-    same_sign = sum(mean(one.values()) * value > 0 for one in apart.values())
-    return {"value": value, "low": low, "high": high, "p": paired_p(pooled), "seeds_alike": same_sign}
+    measured = [one for one in apart.values() if one]
+    same_sign = sum(mean(one.values()) * value > 0 for one in measured)
+    return {"value": value, "low": low, "high": high, "p": paired_p(pooled), "seeds_alike": same_sign, "seeds": len(measured)}
 
 
 def _pooled(seeds: BySeed) -> dict[str, float]:
@@ -115,12 +120,16 @@ def _method(name: str, overrides: Sequence[str], folders: Iterable[Path]) -> dic
 
 
 def curves(files: Sequence[Path]) -> dict[str, list[float]]:
-    """NLL under the student of the responses that it trained on, the fixed ones and its own, step by step: mean over seeds."""
+    """NLL under the student of the responses that it trained on, the fixed ones and its own, step by step: mean over seeds.
+
+    Where seeds have different numbers of steps, each round is as long as the shortest, so that no mean is over two rounds.
+    """
     runs = [[row for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()) if row.get("round", 0) >= 1] for file in files]
-    steps = min(map(len, runs))
+    steps = [step for number in sorted({row["round"] for run in runs for row in run})
+             for step in zip(*([row for row in run if row["round"] == number] for run in runs), strict=False)]  # fmt: skip
     found = {}
     for side in ("teacher", "student"):
         key = f"{side}/student_nll"
-        if all(key in row for run in runs for row in run[:steps]) and steps:
-            found[side] = [mean(run[step][key] for run in runs) for step in range(steps)]
+        if steps and all(key in row for step in steps for row in step):
+            found[side] = [mean(row[key] for row in step) for step in steps]
     return found

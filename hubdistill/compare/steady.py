@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from hubdistill.errors import InputError
-from hubdistill.models.sources import NOT_RESOLVED
+from hubdistill.models.sources import NOT_RESOLVED, ModelFacts
+from hubdistill.pairs.prompt_sources import SourceFacts
 from hubdistill.plan import Plan
 
 
 def pinned(plan: Plan) -> list[str]:
     """Overrides that hold what comes from the Hub at the commits of `plan`: a branch may move before the last method trains."""
-    found = {"teacher": plan.teacher, "student": plan.student_source, "prompts": plan.prompts}
+    found: dict[str, ModelFacts | SourceFacts] = {"teacher": plan.teacher, "student": plan.student_source, "prompts": plan.prompts}
     return [f"{block}.revision={facts.commit}" for block, facts in found.items() if facts.kind == "hub" and facts.commit != NOT_RESOLVED]
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from hubdistill.compare.cells import Comparison, take_over
 from hubdistill.compare.methods import parse_methods
-from hubdistill.compare.pages import markdown, write_pages
-from hubdistill.compare.results import collected, compared, curves
+from hubdistill.compare.pages import markdown, page, write_pages
+from hubdistill.compare.results import by_subject, collected, compared, curves
 from hubdistill.errors import InputError, RecipeError
 from hubdistill.examination import Examination
 from hubdistill.hub.asked import Asked
@@ -125,18 +125,67 @@ def test_curves_are_means_over_seeds_of_what_training_logged(tmp_path):
     assert curves(files) == {"teacher": [1.0, 2.0, 3.0]}
 
 
+def test_a_mean_over_seeds_is_never_over_two_rounds(tmp_path):
+    """One seed has two steps a round, the other three."""
+    files = []
+    for steps in (2, 3):
+        rows = [{"round": number, "student/student_nll": 10.0 * number + step} for number in (1, 2) for step in range(steps)]
+        files.append(tmp_path / f"{steps}.jsonl")
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert curves(files) == {"student": [10.0, 11.0, 20.0, 21.0]}
+
+
+def test_a_seed_may_hold_out_no_prompt_with_a_response(done):
+    """In the first seed one held-out prompt has a response in the data set, in the second none has."""
+    key = "nll, ground-truth responses"
+    values = {name: {0: {key: {"student": {"a": 3.0}, "distilled": {"a": value}}}, 1: {}} for name, value in (("ours", 1.0), ("theirs", 1.5))}
+    found = by_subject(values, key)
+    assert list(found) == ["student", "ours", "theirs"]  # no warm-up was measured
+    nll = compared("nll", "ground-truth responses", found, ["ours", "theirs"])
+    assert nll["rows"]["theirs"]["by_seed"] == [1.5, None]
+    assert (nll["rows"]["theirs"]["difference"]["seeds_alike"], nll["rows"]["theirs"]["difference"]["seeds"]) == (1, 1)
+    of_more = {name: {seed: {str(prompt): 1.0 + prompt for prompt in range(30)} for seed in (0, 1)} for name in ("ours", "theirs")}
+    several = compared("kl", "teacher responses", of_more, ["ours", "theirs"])
+    result = collected(done[0])
+    methods = [one | {"name": name} for one, name in zip(result["methods"], ("ours", "theirs"), strict=True)]
+    said = markdown(result | {"seeds": [0, 1], "metrics": [several, nll], "methods": methods, "reference": "ours", "enough": 20})
+    assert "Means over 30 held-out prompts" in said
+    assert "too narrow to judge by: negative log-likelihood on ground-truth responses." in said
+    assert "nats/token (↓, n = 1)" in said
+    assert "1.500 [1.500, 1.500] (1.500, –)" in said
+    assert "1 of 1 seeds alike" in said
+
+
+def test_unequal_steps_are_said(done):
+    """Equal tokens in shorter responses are more responses, and so more steps."""
+    result = collected(done[0])
+    first, second = result["methods"]
+    for steps, wanted in ((11, False), (13, True)):
+        changed = result | {"methods": [first | {"steps": [5, 5]}, second | {"steps": [5, steps - 5]}]}
+        for shown in (markdown(changed), page(changed)):
+            assert (f"kd took {steps} optimiser steps and distillm2 10" in shown) is wanted
+
+
+def test_no_name_ends_a_table_cell(done):
+    result = collected(done[0])
+    result["metrics"][0]["on"] = "a|b<i>.jsonl"
+    assert r"a\|b&lt;i&gt;.jsonl" in markdown(result)
+    assert "a|b<i>" not in markdown(result)
+    assert "<i>" not in page(result)
+
+
 def test_the_report_says_so_and_loads_nothing(done):
     found, _ = done
     result = collected(found)
     result["recipe"] = "<script>alert(1)</script> & co"
     write_pages(found.folder, result)
-    page = (found.folder / "comparison.html").read_text()
+    shown = (found.folder / "comparison.html").read_text()
     links = Links()
-    links.feed(page)
+    links.feed(shown)
     assert (links.loads, links.svgs) == ([], len(result["metrics"]))  # a curve wants more than one step
-    assert "<script>" not in page
+    assert "<script>" not in shown
     value = result["metrics"][0]["rows"]["kd"]["value"]
-    for text in (page, markdown(result)):
+    for text in (shown, markdown(result)):
         assert f"{value:.3f} [" in text
     assert "the data set's" in markdown(result)
 

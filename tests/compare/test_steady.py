@@ -46,5 +46,5 @@ def test_the_last_seed_is_checked_before_the_first_one_runs(tmp_path):
 
 def test_two_methods_are_the_same_for_the_reason_that_is_given(tmp_path):
     prompts = {"dataset": "prompts.jsonl", "heldout": 4, "max_tokens": 64}
-    with pytest.raises(InputError, match="'gkd:loss.alpha=0.5' is here the same as 'gkd'; leave one out"):
+    with pytest.raises(InputError, match=r"'gkd:loss\.alpha=0\.5' is here the same as 'gkd'; leave one out"):
         comparison(tmp_path, "gkd,gkd:loss.alpha=0.5", prompts=prompts, warmup={"kind": "none"}).check()
