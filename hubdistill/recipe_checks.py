@@ -247,6 +247,11 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
     for key in ("alpha", "mix_grad", "beta", "beta_end", "reduction", "anchor") if preference else ("strength",):
         if getattr(loss, key) is not None:
             yield ("loss", key), f"has no effect with the preset '{preset.name}'; remove it"
+    kinds = {kind for kind, trained in zip(preset.kinds, preset.sides, strict=True) if trained}
+    for key, by in (("alpha", {"skl", "srkl", "jsd"}), ("mix_grad", {"srkl"}), ("anchor", {"skl", "srkl"})):
+        # anchor: off is what such a preset has anyway
+        if not preference and getattr(loss, key) not in (None, "off") and not kinds & by:
+            yield ("loss", key), f"has no effect with the preset '{preset.name}', whose divergence is {' and '.join(sorted(kinds))}; remove it"
     off = preset.anchor == "off"
     for key in ("alpha_range", "nonpositive_gap"):
         if off and getattr(loss, key) is not None:

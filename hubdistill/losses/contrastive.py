@@ -64,8 +64,9 @@ PRESETS = {
         replace(PLAIN, name="cald_alpha", anchor="frozen"),
         # Table 12: the student's responses of the first round in every round
         replace(DISTILLM2, name="off_policy", student_responses="initial"),
-        # DistiLLM (Ko et al. 2024, arXiv 2402.03898): skew reverse KL on the data set's responses and on the student's, half
-        # each, the latter drawn from a buffer of all rounds. Its share of student responses rises with the validation loss
+        # DistiLLM (Ko et al. 2024, arXiv 2402.03898): skew reverse KL on fixed responses and on the student's, half each, the
+        # latter drawn from a buffer of all rounds. Its fixed responses are the data set's; ours the teacher's, as those
+        # of gkd and distillm2 are. Its share of student responses rises with the validation loss
         # from 0; ours is constant. Its loss on a pre-training corpus is left out, as in DistiLLM-2 (C.2).
         replace(PLAIN, name="distillm", kinds=("srkl", "srkl"), student_responses="replay"),
         # GKD (Agarwal et al. 2024, arXiv 2306.13649): JSD at its usual b = 0.5, half of the responses the student's; these
