@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hubdistill.errors import HubError, InputError
+from hubdistill.models.hardware import pick_device
 from hubdistill.models.layout import load_model
 from hubdistill.models.load import (
     check_head,
@@ -20,7 +21,6 @@ from hubdistill.models.load import (
     head_of,
     last_hidden,
     load_tokenizer,
-    pick_device,
     template_hash,
 )
 from hubdistill.models.lora import attach_adapter
