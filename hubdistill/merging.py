@@ -11,6 +11,7 @@ from typing import Any
 from hubdistill.errors import InputError
 from hubdistill.hub.base_publish import published_base, push_base
 from hubdistill.hub.merged_card import MergedFacts, render_merged_card
+from hubdistill.hub.methods import method_of
 from hubdistill.hub.publish import Published
 from hubdistill.hub.run_card import Place, drafts_of, license_of
 
@@ -38,7 +39,7 @@ def merge(record: Mapping[str, Any], base: str, on_hub: bool, template: str | No
     except (ValueError, OSError, RuntimeError) as problem:
         raise InputError(f"the adapter cannot be merged into {base} ({problem}); publish it alone, without --merged-repo (`publish.merged_repo` in the recipe)") from problem
     facts = MergedFacts(repo=repo, adapter=repo, adapter_commit=NOT_YET, base=base, base_commit=None, license=license_of(record["student"]["license"]),
-                        pipeline_tag=record["pipeline_tag"], drafts=drafts_of(record))  # fmt: skip
+                        pipeline_tag=record["pipeline_tag"], drafts=drafts_of(record), method=method_of(record["loss"]))  # fmt: skip
     published_base(folder, repo, render_merged_card(replace(facts, base=repo)))
     return Merged(folder, facts)
 

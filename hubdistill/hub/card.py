@@ -15,6 +15,7 @@ from hubdistill.errors import InputError
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.hub import markdown
 from hubdistill.hub.card_merge import END, START, dump
+from hubdistill.hub.methods import OURS, Method
 from hubdistill.hub.names import check_base, is_hub_id, require_repo, require_revision
 from hubdistill.hub.results import Source, eval_results, number, results
 from hubdistill.hub.snippets import Drafts, Use, draft_snippet, load_snippet, merge_snippet, vllm_draft, vllm_snippet
@@ -23,7 +24,6 @@ from hubdistill.shipped import model_cards_root
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-PAPER = "https://arxiv.org/abs/2503.07067"
 CITATION = """@inproceedings{ko2025distillm2,
   title     = {{DistiLLM-2}: A Contrastive Approach Boosts the Distillation of {LLM}s},
   author    = {Ko, Jongwoo and Chen, Tianyi and Kim, Sungnyun and Ding, Tianyu and Liang, Luming and Zharkov, Ilya and Yun, Se-Young},
@@ -31,7 +31,7 @@ CITATION = """@inproceedings{ko2025distillm2,
   year      = {2025},
   url       = {https://arxiv.org/abs/2503.07067}
 }"""
-TAGS = ("lora", "peft", "distillation", "distillm-2", "hubdistill")
+TAGS = ("lora", "peft", "distillation", "distillm-2", "hubdistill")  # of DistiLLM-2; `tags_of` has those of others
 # Licenses that are known to say something about models trained on the outputs of the licensed one.
 OUTPUT_TERMS = ("llama", "gemma", "qwen", "other", "unknown")
 
@@ -121,7 +121,7 @@ class CardFacts:
     target_modules: tuple[str, ...]
     command: str  # what reproduces the run
     missing: tuple[str, ...] = ()  # files and models that the recipe names and that nobody else has
-    method: str = "DistiLLM-2"
+    method: Method = OURS
     pipeline_tag: str = "text-generation"
     revision: str | None = None  # tag that the snippets pin
     loss: Mapping[str, str] = field(default_factory=dict)
@@ -156,8 +156,8 @@ def render_card(facts: CardFacts) -> str:
         serve_draft=vllm_draft(facts.drafts, facts.merged or "./merged") if facts.drafts else None,
         training=_training_rows(facts),
         terms=_terms(facts),
-        paper=PAPER,
-        citation=CITATION,
+        paper=f"https://arxiv.org/abs/{facts.method.arxiv}",
+        citation=CITATION if facts.method == OURS else None,
     )
     return f"---\n{_metadata(facts)}---\n\n{START}\n{body.strip()}\n{END}\n"
 
@@ -193,7 +193,7 @@ def _metadata(facts: CardFacts) -> str:
         license_link=base.license.link if base.license.id else None,
         language=list(data.languages) or None,
         datasets=[data.hub_id] if data.hub_id and is_hub_id(data.hub_id) else None,
-        tags=list(TAGS),
+        tags=tags_of(facts.method),
         model_name=facts.name if evaluated else None,
         eval_results=evaluated or None,
         hubdistill={
@@ -206,6 +206,12 @@ def _metadata(facts: CardFacts) -> str:
         },
     )
     return dump(markdown.flat(card.to_dict()))
+
+
+def tags_of(method: Method) -> list[str]:
+    """TAGS as far as they are true of a method."""
+    untrue = {"distillm-2": method != OURS, "distillation": not method.distils}
+    return [tag for tag in TAGS if not untrue.get(tag)]
 
 
 def _use(facts: CardFacts) -> Use:

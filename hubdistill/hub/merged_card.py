@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hubdistill.hub import markdown
-from hubdistill.hub.card import UNSTATED, License
+from hubdistill.hub.card import UNSTATED, License, tags_of
 from hubdistill.hub.card_merge import END, START, dump
+from hubdistill.hub.methods import OURS, Method
 from hubdistill.hub.names import is_hub_id
 from hubdistill.hub.snippets import Drafts, merged_draft_snippet, vllm_draft
 
@@ -23,6 +24,7 @@ class MergedFacts:
     license: License = UNSTATED
     pipeline_tag: str = "text-generation"
     drafts: Drafts | None = None
+    method: Method = OURS
 
 
 def render_merged_card(facts: MergedFacts) -> str:
@@ -37,7 +39,7 @@ def render_merged_card(facts: MergedFacts) -> str:
         license=facts.license.id,
         license_name=facts.license.name if facts.license.id else None,
         license_link=facts.license.link if facts.license.id else None,
-        tags=["distillation", "distillm-2", "hubdistill", *(["speculative-decoding"] if facts.drafts else [])],
+        tags=[*(tag for tag in tags_of(facts.method) if tag not in ("lora", "peft")), *(["speculative-decoding"] if facts.drafts else [])],
     )
     at = f" at commit {markdown.code(facts.base_commit)}" if facts.base_commit else ""
     adapter = markdown.link(facts.adapter, f"https://huggingface.co/{facts.adapter}")

@@ -12,6 +12,7 @@ from typing import Any
 from hubdistill.evaluation.questions import names_of
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.hub import card as cards
+from hubdistill.hub.methods import method_of
 from hubdistill.hub.snippets import DRAFT_TOKENS, Drafts
 from hubdistill.pairs.prompt_report import counted
 
@@ -46,7 +47,8 @@ def card_facts(record: Mapping[str, Any], measurements: tuple[Measurement, ...],
         target_modules=_modules(adapter["target_modules"], record["recipe"]["lora"]),
         pipeline_tag=record["pipeline_tag"],
         vllm=record["pipeline_tag"] == "text-generation",  # which image models it serves with adapters was not checked
-        command=_command(place, record["name"]),
+        command=_command(place, record),
+        method=method_of(record["loss"]),
         missing=tuple(Path(name).name for name in record["files_of_this_machine"]) if place.repo else (),
         revision=place.revision,
         loss=_loss_rows(record),
@@ -101,9 +103,11 @@ def _asked(spec: Mapping[str, Any], count: Mapping[str, Any]) -> str:
     return f"{counted(count['kept'], 'question')}{left_out}, answers of at most {counted(spec['max_tokens'], 'token')}" + (f", after each question: “{instruction}”" if instruction else "")
 
 
-def _command(place: Place, name: str) -> str:
-    at = ["--revision", place.revision] if place.repo and place.revision else []
-    return shlex.join(["hubdistill", "run", place.repo or name, *at])
+def _command(place: Place, record: Mapping[str, Any]) -> str:
+    """The recipe in a repository has the overrides in it; the one of this machine does not."""
+    if place.repo is None:
+        return shlex.join(["hubdistill", "run", record["name"], *record["overrides"]])
+    return shlex.join(["hubdistill", "run", place.repo, *(["--revision", place.revision] if place.revision else [])])
 
 
 def license_of(found: Mapping[str, str]) -> cards.License:
@@ -146,15 +150,20 @@ def _training_rows(record: Mapping[str, Any]) -> dict[str, str]:
     pairs = [row["pairs"] for row in rounds]
     teacher_said = "anew each round" if sampling["resample_teacher"] else "once, before round 1, and kept"
     teacher_said += f", by a server (as {sampling['server']['model'] or record['teacher']['reference']})" if sampling.get("server") else ""
+    if not any(name.endswith("-teacher") for name in stages):
+        teacher_said = "none, for it trains on none"
     lost = sum(row.get("unusable", 0) for name, row in stages.items() if name.endswith("-teacher"))
+    one_sided = record["loss"]["beta"] in ("off", "full")
+    unit, fixed = "responses" if one_sided else "pairs", "teacher" if record["loss"]["fixed_responses"] == "teacher" else "data set"
+    budget = f", {unit} repeated or left out for about {train['tokens']:,} response tokens a round" if train.get("tokens") else ""
     before = {"measured before training": note} if (note := stages.get("before-training", {}).get("note")) else {}
     return record["target_facts"] | before | {
         "prompts": f"{stages['prompts']['kept_train']} for training, {stages['prompts']['kept_heldout']} held out",
         "sampling": f"temperature {sampling['temperature']:g}, top-p {sampling['top_p']:g}, at most {sampling['max_tokens']} tokens; teacher responses {teacher_said}",
         "warm-up": "none" if warmup["kind"] == "none" else f"{warmup['epochs']:g} epochs of SFT on {warmup['responses'].replace('_', ' ')} responses, {stages['warmup']['rows']} rows",
-        "rounds": f"{len(rounds)}, of {', '.join(map(str, pairs))} pairs and {', '.join(str(row['steps']) for row in rounds)} steps of {train['pairs_per_step']} pairs",
-        "left out": f"{sum(row['empty'] for row in rounds)} pairs with an empty response" + (f" ({counted(lost, 'answer')} of the server could not be read as tokens)" if lost else ""),
-        "cut at the length limit": f"{sum(row['truncated_teacher'] for row in rounds)} teacher and {sum(row['truncated_student'] for row in rounds)} student responses (no end token is added)",
+        "rounds": f"{len(rounds)}, of {', '.join(map(str, pairs))} {unit} and {', '.join(str(row['steps']) for row in rounds)} steps of {train['pairs_per_step'] * (2 if one_sided else 1)} {unit}" + budget,
+        "left out": f"{sum(row['empty'] for row in rounds)} {unit if not one_sided else 'prompts'} with an empty response" + (f" ({counted(lost, 'answer')} of the server could not be read as tokens)" if lost else ""),
+        "cut at the length limit": f"{sum(row['truncated_teacher'] for row in rounds)} {fixed} and {sum(row['truncated_student'] for row in rounds)} student responses (no end token is added)",
         "learning rate": f"{train['learning_rate']:g}, cosine over all rounds, 10 % warm-up",
         "seed": str(train["seed"]),
     }

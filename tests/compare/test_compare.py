@@ -196,6 +196,19 @@ def test_a_cell_is_a_normal_run(done):
     assert all((cell / name).exists() for name in ("README.md", "hub", "measurements.json", "run.json"))
 
 
+def test_a_cells_card_tells_what_it_was_trained_with(done):
+    found, _ = done
+    ours, theirs = ((found.cell(method, 0) / "README.md").read_text() for method in found.settled)
+    assert "with DistiLLM-2 ([arXiv 2503.07067]" in ours
+    assert "- distillm-2\n" in ours
+    assert "with word-level distillation ([arXiv 1503.02531](https://arxiv.org/abs/1503.02531)) on" in theirs
+    assert "distillm" not in theirs.lower().replace("hubdistill", "")
+    tokens = 2 * json.loads((found.folder / "seed_0" / "shared" / "round_1" / "teacher.json").read_text())["tokens"]
+    assert f"steps of 4 pairs, pairs repeated or left out for about {tokens} response tokens a round" in ours
+    assert f"steps of 8 responses, responses repeated or left out for about {tokens} response tokens a round" in theirs
+    assert "'loss={preset: kd}'" in theirs.split("## Reproduce")[1]  # as the cell was run, not as the recipe says
+
+
 @pytest.mark.slow
 def test_an_interruption_changes_nothing(done, notes, tmp_path):
     found, _ = done

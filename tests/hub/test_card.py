@@ -17,6 +17,7 @@ from hubdistill.hub.base_publish import BaseFacts, render_base_card
 from hubdistill.hub.card import BaseModel, CardFacts, Data, License, Teacher, render_card
 from hubdistill.hub.card_check import validate_card
 from hubdistill.hub.card_merge import END, START, merge_card
+from hubdistill.hub.methods import Method
 from hubdistill.hub.results import results
 from tests.hub.example_card import FACTS, GOLDEN
 from tests.hub_server import validate_card as hub_check
@@ -67,7 +68,7 @@ def poisoned(attack: str) -> CardFacts:
         data=Data(name=attack, hub_id=None, license=License(id=attack)),
         target_modules=(attack, "q_proj"),
         command=attack,
-        method=attack,
+        method=Method(attack, "2503.07067"),
         loss={attack: attack},
         training={"rounds": attack},
         measurements=tuple(
