@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubdistill.compare.methods import Method
-from hubdistill.compare.steady import pinned, require_same
+from hubdistill.compare.steady import pinned, require_ours, require_same
 from hubdistill.errors import InputError, RecipeError
 from hubdistill.files import write_atomically
 from hubdistill.hub.asked import Asked
@@ -79,7 +79,8 @@ class Comparison:
         return tuple(found)
 
     def check(self) -> None:
-        """Refuse what cannot run, before anything does: every method's recipe is planned. Raises RecipeError, InputError."""
+        """Refuse what cannot run, before anything does: every method's recipe is planned. Raises RecipeError, InputError, RunDirectoryError."""
+        require_ours(self.folder)
         if self.plan.recipe.train.tokens is not None:
             raise RecipeError([f"{self.plan.loaded.path}: train.tokens: compare sets it, so that methods have equal shares; remove it"])
         if not self.plan.recipe.evaluate:

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hubdistill.compare.plots import COLOURS, dots, lines
+from hubdistill.compare.plots import colour, dots, lines
 from hubdistill.files import write_atomically
 from hubdistill.hub.markdown import one_line, text
 from hubdistill.hub.results import METRICS
@@ -49,7 +49,7 @@ def page(found: Mapping[str, Any]) -> str:
     from jinja2.sandbox import SandboxedEnvironment
     from markupsafe import Markup
 
-    colours = {method["name"]: COLOURS[number % len(COLOURS)] for number, method in enumerate(found["methods"])}
+    colours = {method["name"]: colour(number) for number, method in enumerate(found["methods"])}
     plots = []
     for one in found["metrics"]:
         label = f"{title(one)}, {one['unit']}, {one['better']} is better"

@@ -1,10 +1,11 @@
-"""What must stay as it is while methods are compared: a comparison takes hours, and its recipe is planned anew for every run in it."""
+"""Where a comparison may lie, and what must stay as it is meanwhile: a comparison takes hours, and its recipe is planned anew for every run in it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from hubdistill.errors import InputError
+from hubdistill.errors import InputError, RunDirectoryError
 from hubdistill.models.sources import NOT_RESOLVED, ModelFacts
 from hubdistill.pairs.prompt_sources import SourceFacts
 from hubdistill.plan import Plan
@@ -14,6 +15,15 @@ def pinned(plan: Plan) -> list[str]:
     """Overrides that hold what comes from the Hub at the commits of `plan`: a branch may move before the last method trains."""
     found: dict[str, ModelFacts | SourceFacts] = {"teacher": plan.teacher, "student": plan.student_source, "prompts": plan.prompts}
     return [f"{block}.revision={facts.commit}" for block, facts in found.items() if facts.kind == "hub" and facts.commit != NOT_RESOLVED]
+
+
+def require_ours(folder: Path) -> None:
+    """Refuse a place that holds something else than a comparison, such as a run. Raises RunDirectoryError."""
+    if folder.exists() and not folder.is_dir():
+        raise RunDirectoryError(f"{folder} is a file; choose another --output")
+    found = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")] if folder.exists() else []
+    if found and not any(name.startswith("seed_") for name in found):
+        raise RunDirectoryError(f"{folder} holds other files ({sorted(found)[0]}) and no comparison of hubdistill; choose another --output")
 
 
 def require_same(plan: Plan, first: Plan) -> None:

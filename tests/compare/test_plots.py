@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hubdistill.compare.plots import LEFT, RIGHT, WIDTH, dots, lines, ticks
+from hubdistill.compare.plots import LEFT, LETTER, RIGHT, WIDTH, colour, dots, lines, ticks
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
@@ -31,6 +31,19 @@ def test_a_dot_lies_where_its_value_is_and_names_are_escaped():
     for (value, low, high), x, (begin, end) in zip(rows.values(), circles, intervals, strict=True):
         assert x - begin == pytest.approx((value - low) * per_unit, abs=0.2)
         assert end - x == pytest.approx((high - value) * per_unit, abs=0.2)
+
+
+def test_long_names_stay_on_the_page_and_differ():
+    names = ["distillm2:loss.alpha_range=[0.01,0.2]:loss.alpha=0.15", "distillm2:loss.alpha_range=[0.01,0.2]:loss.alpha=0.12", "distillm2:loss.beta=paper"]
+    root = ElementTree.fromstring(dots(dict.fromkeys(names, (1.0, 0.5, 2.0)), {}, "kl"))
+    shown = [text for text in root.iter(f"{NAMESPACE}text") if text.get("text-anchor") == "end"]
+    assert len({text.text for text in shown}) == 3
+    assert all(float(text.get("x")) - LETTER * len(text.text) >= 0 for text in shown)
+    assert shown[2].text == names[2]
+
+
+def test_no_two_methods_have_one_colour():
+    assert len({colour(number) for number in range(40)}) == 40
 
 
 @pytest.mark.parametrize("curve", [[2.0], [1.0, 1.0], [3.0, 2.0, 1.0]])

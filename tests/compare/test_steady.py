@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hubdistill.compare.steady import pinned
-from hubdistill.errors import InputError, RecipeError
+from hubdistill.errors import InputError, RecipeError, RunDirectoryError
 from hubdistill.models.sources import NOT_RESOLVED
 from hubdistill.run import Run
 from tests.compare.test_compare import comparison
@@ -48,3 +48,17 @@ def test_two_methods_are_the_same_for_the_reason_that_is_given(tmp_path):
     prompts = {"dataset": "prompts.jsonl", "heldout": 4, "max_tokens": 64}
     with pytest.raises(InputError, match=r"'gkd:loss\.alpha=0\.5' is here the same as 'gkd'; leave one out"):
         comparison(tmp_path, "gkd,gkd:loss.alpha=0.5", prompts=prompts, warmup={"kind": "none"}).check()
+
+
+def test_a_folder_of_something_else_is_refused_before_anything_runs(tmp_path):
+    found = comparison(tmp_path)
+    found.check()  # not there yet
+    found.folder.mkdir()
+    found.check()
+    (found.folder / "plan.json").write_text("{}")  # as in a run directory
+    with pytest.raises(RunDirectoryError, match=r"holds other files \(plan\.json\) and no comparison"):
+        found.check()
+    (found.folder / "seed_0").mkdir()
+    found.check()
+    with pytest.raises(RunDirectoryError, match="is a file"):
+        comparison(tmp_path, output="tiny.yaml").check()
