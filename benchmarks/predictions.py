@@ -1,6 +1,6 @@
 """How far the forecast of memory is from what is measured, over a grid of batches and lengths.
 
-    python benchmarks/predictions.py            # about 10 minutes on 2 cores; Markdown on stdout
+    OMP_NUM_THREADS=1 python benchmarks/predictions.py            # about 20 minutes on 2 cores; Markdown on stdout
 
 Each row is a process of its own: `hubdistill plan quickstart KEY=VALUE ... --probe --json`, which runs two optimiser steps and
 samples 17 tokens at the longest lengths. Measured is the largest resident set of that process (on a GPU: what torch reserved),
