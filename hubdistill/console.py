@@ -90,7 +90,7 @@ def plan_text(plan: dict[str, Any], no_forecast: str = "") -> str:
         f"          {_at_most(plan['prompts_at_most'], 'training prompt')}, {plan['recipe']['prompts']['heldout']} held out",
         *(f"questions {_pinned(one)}, {_at_most(_fewer(one['rows'], spec['count']), 'question')}" for one, spec in _questions(plan)),
         *_served(plan),
-        f"rounds    {plan['rounds']} of {_at_most(steps, 'step')} of {counted(plan['recipe']['train']['pairs_per_step'], 'pair')}"
+        f"rounds    {plan['rounds']} of {_at_most(steps, 'step')} of {_size_of_step(plan)}"
         f" ({plan['micro_batches_per_step']} micro-batches on {plan['processes']} process{'es' if plan['processes'] > 1 else ''})",
         *(_reading(plan["prompt_read_once"]) if plan["loss"]["beta"] not in ("off", "full") else []),
         f"vocabulary {plan['common_vocabulary'] or 'not compared'}",
@@ -124,6 +124,12 @@ def comparison_text(would: dict[str, Any]) -> str:
         *(f"          {run}" for run in would["runs"]),
     ]
     return "\n".join([*lines, "", "Nothing was done."])
+
+
+def _size_of_step(plan: dict[str, Any]) -> str:
+    """Twice as many responses where one of a pair is trained on alone."""
+    pairs = int(plan["recipe"]["train"]["pairs_per_step"])
+    return counted(2 * pairs, "response") if plan["loss"]["beta"] in ("off", "full") else counted(pairs, "pair")
 
 
 def _served(plan: dict[str, Any]) -> list[str]:

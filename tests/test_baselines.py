@@ -7,6 +7,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from hubdistill.console import plan_text
 from hubdistill.errors import RecipeError
 from hubdistill.plan import make_plan
 from hubdistill.recipe import load_recipe
@@ -89,6 +90,11 @@ def test_a_round_trains_on_as_many_tokens_as_asked_for(tmp_path, notes):
         result = run.results()["round_1-train"]
     assert abs(result["tokens"] - 200) <= 4  # half of the longest response
     assert run.plan.steps is None
+
+
+@pytest.mark.parametrize(("name", "size"), [("distillm2", "2 steps of 4 pairs"), ("kd", "1 step of 8 responses"), ("imitkd", "1 step of 8 responses")])
+def test_plan_counts_what_a_step_holds(name, size, tmp_path):
+    assert size in plan_text(make_plan(load_recipe(tiny.write_recipe(tmp_path), [f"loss.preset={name}"])).as_dict() | {"forecast": None})
 
 
 def test_a_data_set_without_responses_is_refused_by_name(tmp_path):
