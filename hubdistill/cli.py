@@ -131,7 +131,7 @@ def plan(recipe: RecipeArgument, overrides: OverridesArgument = None, json_: Jso
          probe: Annotated[bool, typer.Option("--probe", help="Load the models and run two real steps at the longest lengths, here, to correct the forecast.")] = False) -> None:  # fmt: skip
     """Show what a recipe would do, what it takes, and every mistake in it, without loading weights.
 
-    Prints resolved commits, rounds and steps, the alpha and beta schedules, and memory, disk, time and cost at most.
+    Prints resolved commits, rounds and steps, the alpha and beta schedules, memory and disk at most, and about how long it takes and what it costs.
     Exit code 2 if the recipe cannot run, 3 if it does not fit the device.
 
     Examples: `hubdistill plan quickstart --probe` · `hubdistill plan my.yaml --gpu A100-80GB`
@@ -147,7 +147,8 @@ def plan(recipe: RecipeArgument, overrides: OverridesArgument = None, json_: Jso
     planned = make_plan(asked.load(), offline=offline, ask_server=not offline)
     expected, why = _forecast(planned, gpu, usd_per_hour, probe)
     found = planned.as_dict() | {"forecast": expected.as_dict() if expected else None}
-    _print(json.dumps(found, indent=2) if json_ else plan_text(found, why) + f"\n\nNext: {asked.run_command(None)}")
+    proposed = "" if (expected and not expected.fits) or gpu else f"\n\nNext: {asked.run_command(None)}"
+    _print(json.dumps(found, indent=2) if json_ else plan_text(found, why) + proposed)
     if expected:
         expected.require_fit()
 
@@ -160,7 +161,7 @@ def _forecast(planned: Any, gpu: str | None, usd_per_hour: float | None, probe: 
     if gpu:
         gpu_named(gpu)
     if not (planned.teacher.config and planned.student.config):
-        return None, "a model's config is not in the cache"
+        return None, "a model's config is not in the cache; plan once without --offline"
     from hubdistill.estimate.forecast import forecast
 
     try:

@@ -15,7 +15,7 @@ def forecast_lines(found: dict[str, Any]) -> list[str]:
     lines += [f"          {stage['stage']} also takes of the teacher's device: {_parts(stage['other_device'])}" for stage in found["memory"] if stage["other_device"]]
     if not found["fits"]:
         lines.append("          it does not fit")
-    lines.append(f"disk      at most {_gib(sum(found['disk'].values()))}: {_parts(found['disk'])}")
+    lines.append(f"disk      at most {_gib(sum(found['disk'].values()))}{': ' if _parts(found['disk']) else ''}{_parts(found['disk'])}")
     lines.append(f"time      {_time(found)}")
     lines.append(f"cost      {_cost(found)}")
     lines.append("GPUs      " + " · ".join(_gpu(one) for one in found["gpus"] if one["fits"]) if any(one["fits"] for one in found["gpus"]) else "GPUs      none of the table has the memory for it")
@@ -41,14 +41,14 @@ def _time(found: dict[str, Any]) -> str:
         return "not known: the data set does not say how many prompts it has; set prompts.count"
     parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in found["seconds"].items() if seconds)
     how = "from the probe" if any(stage["measured"] for stage in found["memory"]) else "guessed from the sizes of the models; --probe measures"
-    return f"at most {duration(sum(found['seconds'].values()))} ({how}): {parts}"
+    return f"about {duration(sum(found['seconds'].values()))}, every response at its limit ({how}): {parts}"
 
 
 def _cost(found: dict[str, Any]) -> str:
     machine = found["machine"]
     if found["usd"] is None:
         return "no price is known; --usd-per-hour gives one" if machine["kind"] == "cuda" or machine["usd_per_hour"] is None else "not known"
-    return f"at most ${found['usd']:.2f} at ${machine['usd_per_hour']:.2f} an hour ({machine['price_of']})"
+    return f"about ${found['usd']:.2f} at ${machine['usd_per_hour']:.2f} an hour, by the minute ({machine['price_of']})"
 
 
 def _gpu(one: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Time, money and disk of a run: upper bounds, with every prompt and every response at its limit.
+"""Time, money and disk of a run, with every prompt and every response at its limit.
 
 A matrix product with n weights takes 2 n operations a token. Frozen weights need no gradient of their own, so backward takes
 as much as forward. P, R prompt and response tokens; V vocabulary, D hidden size.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hubdistill.estimate.machines import Machine
 from hubdistill.estimate.memory import Sizes
-from hubdistill.estimate.weights import BYTES
+from hubdistill.estimate.weights import BYTES, count
 
 if TYPE_CHECKING:
     from hubdistill.plan import Plan
@@ -24,6 +24,7 @@ READ = 0.6  # share of its peak bandwidth that decoding reaches
 LAUNCH = {"cuda": 0.7e-3, "cpu": 0.0}  # seconds a layer and token in which transformers starts kernels: 20.7 ms over 30 layers (docs/benchmarks.md)
 VLLM_BATCH = 256  # prompts that vLLM answers at once
 EVALUATED = 3  # subjects at most: student, warm-up, distilled
+START, DISK = 1.5, 1e9  # seconds of a stage besides its work, and bytes a second at which weights are read: guessed from runs of 135M models
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,19 @@ def seconds_of(plan: Plan, rates: Rates) -> dict[str, float] | None:
     student_sets = second * (1 if plan.preset.student_responses == "initial" else rounds)
     most = recipe.train.tokens / (2 * recipe.sampling.max_tokens) if recipe.train.tokens else prompts * (first + second) / 2
     warm_up = 0.0 if recipe.warmup.kind == "none" else recipe.warmup.epochs * prompts * rates.row
+    stages = teacher_sets + student_sets + rounds + 1 + bool(warm_up) + EVALUATED * bool(asked)
     return {
+        "loading": stages * (START + plan_bytes(plan) / DISK),
         "sampling": prompts * (teacher_sets * rates.response["teacher"] + student_sets * rates.response["student"]) * (share if recipe.sampling.engine == "transformers" else 1),
         "warm-up": warm_up * share,
         "training": rounds * most * rates.pair * share,
         "evaluation": asked * (rates.response["teacher"] + EVALUATED * (rates.response["student"] + rates.pair / 2)),
     }
+
+
+def plan_bytes(plan: Plan) -> int:
+    """Bytes of the larger model's file."""
+    return max(count(facts).all * BYTES.get(str(facts.saved_dtype).removeprefix("torch."), 4) for facts in (plan.teacher, plan.student))
 
 
 def disk_of(plan: Plan, kind: str) -> dict[str, int]:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hubdistill.estimate.machines import GPUS, Machine
+from hubdistill.estimate.machines import GIB, GPUS, Machine
 from hubdistill.estimate.memory import StageMemory, memory_of
 
 if TYPE_CHECKING:
     from hubdistill.plan import Plan
     from hubdistill.recipe import Recipe
+
+
+CLASS = 8 * GIB
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,10 @@ class Change:
     text: str
     apply: Callable[[Recipe], Recipe]
     useful: Callable[[Plan], bool]
+
+    @property
+    def key(self) -> str:
+        return self.text.split("=")[0]
 
 
 def _set(block: str, **values: Any) -> Callable[[Recipe], Recipe]:
@@ -35,10 +42,18 @@ def _more_than(size: int) -> Callable[[Plan], bool]:
     return lambda plan: plan.recipe.sampling.batch_size > size and plan.recipe.sampling.engine == "transformers"
 
 
+def _more_pairs_than(size: int) -> Callable[[Plan], bool]:
+    def useful(plan: Plan) -> bool:
+        train = plan.recipe.train
+        return train.micro_batch > size and train.pairs_per_step % (size * plan.processes) == 0
+
+    return useful
+
+
 # The cheapest first, in time: less at once costs little, a layer at a time costs most.
 CHANGES = (
-    *(Change(f"sampling.batch_size={size}", _set("sampling", batch_size=size), _more_than(size)) for size in (16, 8, 4, 1)),
-    Change("train.micro_batch=1", _set("train", micro_batch=1), lambda plan: plan.recipe.train.micro_batch > 1),
+    *(Change(f"sampling.batch_size={size}", _set("sampling", batch_size=size), _more_than(size)) for size in (32, 16, 8, 4, 2, 1)),
+    *(Change(f"train.micro_batch={size}", _set("train", micro_batch=size), _more_pairs_than(size)) for size in (8, 4, 2, 1)),
     Change("train.gradient_checkpointing=true", _set("train", gradient_checkpointing=True), lambda plan: not plan.recipe.train.gradient_checkpointing),
     Change("teacher.placement=cached", _set("teacher", placement="cached"), _resident),
     Change("teacher.placement=offload", _set("teacher", placement="offload"), _resident),
@@ -56,15 +71,32 @@ def too_large(plan: Plan, machine: Machine, stages: Sequence[StageMemory]) -> li
     return [stage for stage in stages if held(stage, plan, machine) > machine.memory]
 
 
-def cheapest_fix(plan: Plan, machine: Machine) -> str | None:
+@dataclass(frozen=True)
+class Fix:
+    """Changes of a recipe, as they are written, and the plan with them."""
+
+    text: str
+    plan: Plan
+
+
+def cheapest_fix(plan: Plan, machine: Machine) -> Fix | None:
     """Changes, as few and as cheap as will do, under which every stage fits; None where none do."""
-    for changes in _tried(plan):
-        changed = plan
-        for change in changes:
-            changed = replace(changed, loaded=replace(changed.loaded, recipe=change.apply(changed.recipe)))
-        if not too_large(changed, machine, memory_of(changed, machine)):
-            return " ".join(change.text for change in changes)
-    return None
+    changes = next((changes for changes in _tried(plan) if _fits(plan, machine, changes)), None)
+    if changes is None:
+        return None
+    changes = _relaxed(plan, machine, changes)
+    return Fix(" ".join(change.text for change in changes), _changed(plan, changes))
+
+
+def _changed(plan: Plan, changes: Sequence[Change]) -> Plan:
+    for change in changes:
+        plan = replace(plan, loaded=replace(plan.loaded, recipe=change.apply(plan.recipe)))
+    return plan
+
+
+def _fits(plan: Plan, machine: Machine, changes: Sequence[Change]) -> bool:
+    changed = _changed(plan, changes)
+    return not too_large(changed, machine, memory_of(changed, machine))
 
 
 def _tried(plan: Plan) -> Iterator[list[Change]]:
@@ -73,12 +105,23 @@ def _tried(plan: Plan) -> Iterator[list[Change]]:
     yield from ([change] for change in useful)
     together: dict[str, Change] = {}
     for change in useful:
-        together[change.text.split("=")[0]] = change
+        together[change.key] = change
         if len(together) > 1:
             yield list(together.values())
 
 
+def _relaxed(plan: Plan, machine: Machine, changes: list[Change]) -> list[Change]:
+    """The same, each left out or as mild as it can be beside the others."""
+    for change in list(changes):
+        for milder in (None, *(one for one in CHANGES if one.key == change.key and one.useful(plan))):
+            others = [milder if one is change else one for one in changes]
+            if milder is change or _fits(plan, machine, kept := [one for one in others if one]):
+                changes = changes if milder is change else kept
+                break
+    return changes
+
+
 def smallest_gpu(plan: Plan) -> Machine | None:
-    """The GPU with the least memory that the run fits on; None where it fits none."""
-    fitting = (gpu for gpu in sorted(GPUS, key=lambda gpu: (gpu.memory, gpu.usd_per_hour or 1e9)) if not too_large(plan, gpu, memory_of(plan, gpu)))
+    """The GPU of the smallest class, of 16, 24, 40, ... GiB, that the run fits on, with a price if one has it; None where it fits none."""
+    fitting = (gpu for gpu in sorted(GPUS, key=lambda gpu: (round(gpu.memory / CLASS), gpu.usd_per_hour or 1e9)) if not too_large(plan, gpu, memory_of(plan, gpu)))
     return next(fitting, None)

@@ -52,9 +52,14 @@ class Forecast:
         if self.fits:
             return None
         fix, gpu = cheapest_fix(self.plan, self.machine), smallest_gpu(self.plan)
-        ways = [f"the cheapest change with which it does: {fix}"] if fix else ["no setting of the recipe changes that"]
+        ways = [f"the cheapest change with which it does: {fix.text}{self._slower(fix.plan)}"] if fix else ["no setting of the recipe changes that"]
         ways += [f"the smallest GPU of the table that it fits as it is: {gpu.name}"] if gpu else []
         return f"{self.peak.name} takes {gib(self.taken(self.peak))} at most, and {self.machine.name} has {gib(self.machine.memory)}; {'; '.join(ways)}"
+
+    def _slower(self, changed: Plan) -> str:
+        times = [seconds_of(plan, guessed(plan, self.machine)) for plan in (self.plan, changed)]
+        ratio = sum(times[1].values()) / sum(times[0].values()) if times[0] and times[1] else 1
+        return f" (about {ratio:.1f} times as long)" if ratio >= 1.1 else ""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able, for `plan --json`; bytes, seconds and US dollars, all at most."""
@@ -67,7 +72,7 @@ class Forecast:
             "disk": disk_of(self.plan, self.machine.kind),
             "seconds": seconds,
             "usd": dollars(self.machine, seconds),
-            "gpus": [_on(self.plan, gpu) for gpu in GPUS],
+            "gpus": [_on(self.plan, self.machine if gpu.name == self.machine.name else gpu) for gpu in GPUS],
         }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cache
 
 from hubdistill.errors import InputError
@@ -50,7 +51,9 @@ def gpu_named(name: str) -> Machine:
     """A GPU of the table, by its name in any case. Raises InputError with the names that are there."""
     found = {gpu.name.lower(): gpu for gpu in GPUS}.get(name.lower())
     if found is None:
-        raise InputError(f"--gpu: no GPU {name!r} in the table; choose from {', '.join(gpu.name for gpu in GPUS)}")
+        close = get_close_matches(name.lower(), [gpu.name.lower() for gpu in GPUS], n=1)
+        meant = next((f"; did you mean {gpu.name}?" for gpu in GPUS if gpu.name.lower() in close), "")
+        raise InputError(f"--gpu: no GPU {name!r} in the table{meant or ';'} choose from {', '.join(gpu.name for gpu in GPUS)}")
     return found
 
 

@@ -49,7 +49,7 @@ def changed(plan, **blocks):
 
 
 def test_memory_grows_with_batch_and_length_and_falls_with_every_change(plan):
-    large = changed(plan, sampling={"batch_size": 64, "max_tokens": 120}, train={"micro_batch": 8})
+    large = changed(plan, sampling={"batch_size": 64, "max_tokens": 120}, train={"micro_batch": 16, "pairs_per_step": 16})
     machine = gpu_named("T4")
     peaks = {stage.name: stage.total for stage in memory_of(large, machine)}
     assert peaks["training"] > {stage.name: stage.total for stage in memory_of(plan, machine)}["training"]
@@ -71,10 +71,39 @@ def test_the_cheapest_fix_fits_and_the_recipe_as_it_is_does_not(plan, recipe):
     small = replace(gpu_named("L4"), memory=need - 1)
     assert too_large(large, small, stages)
     fix = cheapest_fix(large, small)
-    fixed = make_plan(load_recipe(recipe, ["sampling.batch_size=64", *fix.split()]))
+    fixed = make_plan(load_recipe(recipe, ["sampling.batch_size=64", *fix.text.split()]))
     assert max(held(stage, fixed, small) for stage in memory_of(fixed, small)) <= small.memory
-    assert fix == "sampling.batch_size=16"  # the first that is tried, and it is the sampling that was too large
+    assert fix.text == "sampling.batch_size=32"  # the first that is tried, and it is the sampling that was too large
+    assert fix.plan.recipe == fixed.recipe
     assert cheapest_fix(large, replace(small, memory=1000)) is None
+
+
+def test_no_part_of_a_fix_can_be_left_out_or_be_milder(plan):
+    large = changed(plan, sampling={"batch_size": 64, "max_tokens": 120}, train={"micro_batch": 16, "pairs_per_step": 16})
+    needs = sorted(stage.total for stage in memory_of(large, gpu_named("L4")))
+    small = replace(gpu_named("L4"), memory=(needs[0] + needs[1]) // 2)  # several stages are too large
+    fix = cheapest_fix(large, small)
+    assert fix
+    assert not too_large(fix.plan, small, memory_of(fix.plan, small))
+    named = {change.key: change for change in CHANGES if change.text in fix.text.split()}
+    for key, change in named.items():
+        for milder in [None, *(one for one in CHANGES if one.key == key)]:
+            if milder is change:
+                break
+            recipe = large.recipe
+            for one in (*(other for other in named.values() if other is not change), *([milder] if milder else [])):
+                recipe = one.apply(recipe)
+            tried = replace(large, loaded=replace(large.loaded, recipe=recipe))
+            assert too_large(tried, small, memory_of(tried, small)), (key, milder)
+
+
+def test_the_smallest_gpu_is_of_the_smallest_class_and_has_a_price(plan, monkeypatch):
+    from hubdistill.estimate import fit
+
+    a100, h100 = gpu_named("A100-80GB"), gpu_named("H100-80GB")
+    assert h100.memory < a100.memory
+    monkeypatch.setattr(fit, "GPUS", (h100, a100))
+    assert fit.smallest_gpu(plan) == a100
 
 
 def test_what_does_not_fit_says_so_with_the_fix(plan, monkeypatch):
@@ -127,7 +156,7 @@ def test_a_model_without_a_config_is_not_forecast(recipe, monkeypatch):
     from hubdistill.cli import _forecast
 
     plan = make_plan(load_recipe(recipe))
-    assert _forecast(replace(plan, teacher=replace(plan.teacher, config={})), None, None, False) == (None, "a model's config is not in the cache")
+    assert _forecast(replace(plan, teacher=replace(plan.teacher, config={})), None, None, False) == (None, "a model's config is not in the cache; plan once without --offline")
 
 
 def test_a_run_that_may_not_fit_says_so_before_it_starts(recipe, monkeypatch, capsys, tmp_path):
