@@ -382,11 +382,14 @@ class _Started:
         calm_libraries()
         self.plan = make_plan(asked.load())
         self._in_processes()
+        # Not before: it brings torch, and a recipe that is refused need not wait for that.
+        from hubdistill.estimate.forecast import memory_problem
+
         self.path = output or Path("runs") / self.plan.loaded.name.replace("/", "-")
         self.reporter = ConsoleReporter(quiet=quiet or not told().first)
         for warning in self.plan.warnings:
             self.reporter.note(f"warning: {warning}")
-        if told().first and (problem := _memory_problem(self.plan)):  # no reason to refuse: the forecast is of the longest prompts and responses
+        if told().first and (problem := memory_problem(self.plan)):  # no reason to refuse: the forecast is of the longest prompts and responses
             self.reporter.note(f"warning: the run may need more memory than there is: {problem}")
 
     def _in_processes(self) -> None:
@@ -417,15 +420,6 @@ class _Started:
                 self.reporter.stop()
 
         return locked()
-
-
-def _memory_problem(plan: Any) -> str | None:
-    from hubdistill.estimate.forecast import memory_problem
-
-    try:
-        return memory_problem(plan)
-    except InputError:  # no forecast can be made of this architecture
-        return None
 
 
 def _summary(path: Path, done: Any) -> dict[str, Any]:

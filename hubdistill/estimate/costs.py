@@ -15,6 +15,7 @@ from hubdistill.estimate.memory import Sizes
 from hubdistill.estimate.weights import BYTES, count
 
 if TYPE_CHECKING:
+    from hubdistill.models.sources import ModelFacts
     from hubdistill.plan import Plan
     from hubdistill.probe import Probed
 
@@ -80,7 +81,7 @@ def probed(plan: Plan, machine: Machine, found: Probed) -> Rates:
 
 
 def seconds_of(plan: Plan, rates: Rates) -> dict[str, float] | None:
-    """Seconds of each kind of stage over the whole run, at most; None where the number of prompts is not known."""
+    """About how many seconds each kind of stage takes over the whole run, with nothing left out; None where the number of prompts is not known."""
     recipe, prompts = plan.recipe, plan.most_prompts
     if prompts is None:
         return None
@@ -93,7 +94,7 @@ def seconds_of(plan: Plan, rates: Rates) -> dict[str, float] | None:
     warm_up = 0.0 if recipe.warmup.kind == "none" else recipe.warmup.epochs * prompts * rates.row
     stages = teacher_sets + student_sets + rounds + 1 + bool(warm_up) + EVALUATED * bool(asked)
     return {
-        "loading": stages * (START + plan_bytes(plan) / DISK),
+        "loading": stages * (START + max(map(_file_bytes, (plan.teacher, plan.student))) / DISK),
         "sampling": prompts * (teacher_sets * rates.response["teacher"] + student_sets * rates.response["student"]) * (share if recipe.sampling.engine == "transformers" else 1),
         "warm-up": warm_up * share,
         "training": rounds * most * rates.pair * share,
@@ -101,16 +102,14 @@ def seconds_of(plan: Plan, rates: Rates) -> dict[str, float] | None:
     }
 
 
-def plan_bytes(plan: Plan) -> int:
-    """Bytes of the larger model's file."""
-    return max(count(facts).all * BYTES.get(str(facts.saved_dtype).removeprefix("torch."), 4) for facts in (plan.teacher, plan.student))
+def _file_bytes(facts: ModelFacts) -> int:
+    return count(facts).all * BYTES.get(str(facts.saved_dtype).removeprefix("torch."), 4)
 
 
 def disk_of(plan: Plan, kind: str) -> dict[str, int]:
     """Bytes on disk at most: what is downloaded, and what the run directory holds."""
     sizes, recipe = Sizes(plan, kind), plan.recipe
-    found = {f"download of the {who}": sizes.counts(who).all * BYTES.get(str(facts.saved_dtype).removeprefix("torch."), 4)
-             for who, facts in (("teacher", plan.teacher), ("student", plan.student_source)) if facts.kind == "hub"}  # fmt: skip
+    found = {f"download of the {who}": _file_bytes(facts) for who, facts in (("teacher", plan.teacher), ("student", plan.student_source)) if facts.kind == "hub"}
     rounds, adapter = recipe.train.rounds, sizes.adapter
     # Of each round the adapter and two moments are kept; two checkpoints with the same while it trains.
     found["adapters and optimiser"] = (rounds + 2) * adapter * 12 + adapter * 4

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hubdistill.plan import Plan
     from hubdistill.probe import Probed
 
-SMALL = 100  # times the teacher's weights
+SMALL = 100  # a device with so many times the memory of the teacher's weights is not asked whether a run fits when it starts
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Forecast:
         return f" (about {ratio:.1f} times as long)" if ratio >= 1.1 else ""
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able, for `plan --json`; bytes, seconds and US dollars, all at most."""
+        """JSON-able, for `plan --json`: bytes at most; seconds and US dollars as guessed or probed."""
         seconds = seconds_of(self.plan, self.rates)
         return {
             "machine": asdict(self.machine),
@@ -89,12 +89,15 @@ def forecast(plan: Plan, gpu: str | None = None, usd_per_hour: float | None = No
 
 
 def memory_problem(plan: Plan) -> str | None:
-    """What of a run may not fit the device that is here, for who starts it; None where all does, and where models are too small for
-    it to be worth the seconds."""
+    """What of a run may not fit the device that is here, for who starts it; None where all does, where models are too small for it to be
+    worth the seconds, and where no forecast can be made of their architecture."""
     machine, _ = _here(plan)
-    if SMALL * teacher_alone(plan, machine) < machine.memory:
+    try:
+        if SMALL * teacher_alone(plan, machine) < machine.memory:
+            return None
+        return Forecast(plan, machine, True, memory_of(plan, machine), guessed(plan, machine), {}).problem()
+    except InputError:
         return None
-    return Forecast(plan, machine, True, memory_of(plan, machine), guessed(plan, machine), {}).problem()
 
 
 def teacher_alone(plan: Plan, machine: Machine) -> int:
