@@ -65,6 +65,10 @@ class SamplingError(HubdistillError, RuntimeError):
     exit_code = 1
 
 
+class SandboxError(HubdistillError, RuntimeError):
+    """This machine cannot keep a model's programs from its files and its network, so none is run."""
+
+
 class JobError(HubdistillError, RuntimeError):
     """A job on other machines did not complete, or is no longer followed; `exit_code` is its own where that is known."""
 

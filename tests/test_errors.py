@@ -20,11 +20,12 @@ from hubdistill.errors import (
     RecipeError,
     RunDirectoryError,
     SamplingError,
+    SandboxError,
     TrainingError,
 )
 
 STANDARD = {RecipeError: ValueError, InputError: ValueError, MissingError: FileNotFoundError, HubError: ConnectionError, RunDirectoryError: OSError,
-            TrainingError: RuntimeError, SamplingError: RuntimeError, JobError: RuntimeError, MissingPackageError: ImportError, DoesNotFit: MemoryError}  # fmt: skip
+            TrainingError: RuntimeError, SamplingError: RuntimeError, SandboxError: RuntimeError, JobError: RuntimeError, MissingPackageError: ImportError, DoesNotFit: MemoryError}  # fmt: skip
 
 
 def make(kind: type[HubdistillError], text: str) -> HubdistillError:
