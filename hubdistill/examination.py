@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hubdistill import __version__
 from hubdistill.evaluation.heldout import HeldOut, Subject, measure
+from hubdistill.evaluation.preference import Preferences
 from hubdistill.evaluation.questions import HELD_OUT, QuestionSet, names_of, question_sets
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.files import digest_of, file_sha256, folder_sha256, write_json
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+PREFERRED, PREFERRED_HELD_OUT = "preference", "preference_heldout"  # in `prompts/`: pairs of the preference stage
 VALUES = "values.json"  # what measurements are means of: "metric, on" -> subject -> prompt id -> value
 KNOWN = "before.json"  # values of subjects that were measured before the others were there
 EXAMPLES = 20  # held-out prompts on the page of examples
@@ -119,7 +121,18 @@ class Examination:
             responses = shop.sample(self.folder, "teacher", "held-out", teacher, shop.questions(prompts, "teacher"))
             scorer = Scorer(teacher, shop.reading, shop.vocab, row_finder(prompts))
             yield HeldOut(scorer, shop.tokenizer, responses, subjects, self._decoding(), shop.plan.recipe.train.seed, self._questions(prompts), self.answer,
-                          ground_truth(shop, prompts), longest=shop.plan.recipe.sampling.max_tokens, stop_ids=shop.stop_ids, known=self._known(responses))  # fmt: skip
+                          ground_truth(shop, prompts), longest=shop.plan.recipe.sampling.max_tokens, stop_ids=shop.stop_ids, preferences=self._preferences(), known=self._known(responses))  # fmt: skip
+
+    def _preferences(self) -> Preferences | None:
+        """The held-out pairs of the preference stage, cut as those that are trained on are."""
+        shop, file = self.shop, self.shop.folder / "prompts" / f"{PREFERRED_HELD_OUT}.parquet"
+        if not shop.plan.recipe.preference:
+            return None
+        from hubdistill.training.preference import preference_pairs
+
+        pairs, _ = preference_pairs(read_prompts(file), shop.tokenizer, shop.end_id, shop.vocab, shop.plan.recipe.sampling.max_tokens)
+        chosen, rejected = ([Response(one.prompt_id, one.prompt_ids, getattr(one, ids), "stop", 0) for one in pairs] for ids in ("chosen_ids", "rejected_ids"))
+        return Preferences(chosen, rejected) if pairs else None
 
     def _write_examples(self, prompts: Sequence[Prompt], teacher: ResponseSet) -> None:
         """What everyone said on the first held-out prompts, as text; report.py makes a page of it."""

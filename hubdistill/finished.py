@@ -61,5 +61,7 @@ def location(path: Path) -> Location:
 
 
 def final_adapter(path: Path, record: Mapping[str, Any]) -> Path:
-    """Folder of the adapter after the last round."""
+    """Folder of the adapter that the run leaves: after the last round, or after preference tuning."""
+    if record["recipe"].get("preference"):
+        return path / "preference" / "adapter"
     return path / f"round_{record['rounds']}" / "adapter"

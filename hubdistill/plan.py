@@ -53,6 +53,7 @@ class Plan:
     student: ModelFacts  # the adapter's base: the same, or its pruned copy
     prompts: SourceFacts
     questions: tuple[SourceFacts, ...]  # of the evaluations that ask a set of their own
+    preferences: SourceFacts | None  # of the preference stage
     preset: LossPreset
     most_prompts: int | None  # training prompts at most; None where the data set does not say
     steps: int | None  # optimiser steps a round, at most
@@ -82,7 +83,12 @@ class Plan:
     @property
     def resolved(self) -> bool:
         """Whether every model and data set is pinned, so that the plan can be run."""
-        return NOT_RESOLVED not in (self.teacher.commit, self.student.commit, self.prompts.commit, *(facts.commit for facts in self.questions))
+        return NOT_RESOLVED not in (self.teacher.commit, self.student.commit, *(facts.commit for facts in self.data))
+
+    @property
+    def data(self) -> list[SourceFacts]:
+        """Every data set: the prompts', the questions', the preferences'."""
+        return [self.prompts, *self.questions, *([self.preferences] if self.preferences else [])]
 
     def schedule(self, steps: int) -> BetaTable:
         """Beta over the rounds."""
@@ -126,6 +132,7 @@ class Plan:
             "student": _model(self.student),
             "prompts": asdict(self.prompts),
             "questions": [asdict(facts) for facts in self.questions],
+            "preferences": asdict(self.preferences) if self.preferences else None,
             "loss": asdict(self.preset),
             "rounds": recipe.train.rounds,
             "prompts_at_most": self.most_prompts,
@@ -145,8 +152,7 @@ class Plan:
     def digest(self) -> str:
         """Changes whenever anything changes that a result could depend on (where it is published is not)."""
         blocks = self.recipe.model_dump(mode="json", exclude={"publish"})
-        sources = [self.prompts.commit, *(facts.commit for facts in self.questions)]
-        return digest_of([blocks, self.teacher.commit, self.student.commit, *sources, __version__])
+        return digest_of([blocks, self.teacher.commit, self.student.commit, *(facts.commit for facts in self.data), __version__])
 
 
 def _model(facts: ModelFacts) -> dict[str, Any]:
@@ -167,7 +173,7 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False, elsewhere: bool = 
     problems = check_settings(recipe, processes, elsewhere=elsewhere)
     found = _resolve(loaded, offline, problems)
     teacher, source, student, prompts = found
-    questions = _check_questions(loaded, offline, problems)
+    questions, preferences = _check_questions(loaded, offline, problems), _check_preferences(loaded, offline, problems)
     target = target_named(recipe.target.kind)
     if teacher and source and student:
         problems += target.check(teacher, student, recipe.target.options)
@@ -191,7 +197,7 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False, elsewhere: bool = 
         raise RecipeError([f"{loaded.path}: {problem}" for problem in problems])
     most = _most_prompts(recipe.prompts.count, prompts.rows, recipe.prompts.heldout)
     steps = math.ceil(most / (recipe.train.pairs_per_step * preset.prompts_per_pair)) if most and not recipe.train.tokens else None
-    plan = Plan(loaded=loaded, target=target, teacher=teacher, student_source=source, student=student, prompts=prompts, questions=questions, preset=preset,
+    plan = Plan(loaded=loaded, target=target, teacher=teacher, student_source=source, student=student, prompts=prompts, questions=questions, preferences=preferences, preset=preset,
                 most_prompts=most, steps=steps, processes=processes, vocab=vocab, warnings=())  # fmt: skip
     return Plan(**{**plan.__dict__, "warnings": tuple(_warnings(plan, offline))})
 
@@ -223,6 +229,21 @@ def _check_questions(loaded: LoadedRecipe, offline: bool, problems: list[str]) -
         except HubdistillError as problem:
             problems += _under(f"{spec.key}.dataset", problem)
     return tuple(found)
+
+
+def _check_preferences(loaded: LoadedRecipe, offline: bool, problems: list[str]) -> SourceFacts | None:
+    """The data of the preference stage."""
+    preference = loaded.recipe.preference
+    if preference is None:
+        return None
+    try:
+        found = check_source(preference, None if loaded.origin == "hub" else loaded.path.parent, offline=offline)
+    except HubdistillError as problem:
+        problems += _under("preference.dataset", problem)
+        return None
+    if found.rows is not None and found.rows <= preference.heldout:
+        problems.append(f"preference.heldout: {preference.heldout} of {found.rows} rows leaves nothing to train on; lower it")
+    return found
 
 
 def _under(key: str, problem: HubdistillError) -> list[str]:

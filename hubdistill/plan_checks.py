@@ -28,6 +28,8 @@ def check_settings(recipe: Recipe, processes: int, *, elsewhere: bool = False) -
     if recipe.sampling.engine == "vllm" and not elsewhere and vllm_version() is None:
         problems.append("sampling.engine: vllm is not installed; `pip install 'hubdistill[vllm]'`, or write `transformers`")
     problems += [] if elsewhere else check_engines(recipe)
+    if recipe.preference and processes > 1:
+        problems.append(f"preference: is tuned in one process, and {processes} are planned; write train.distributed: {{processes: 1}}, or remove it")
     if recipe.sampling.server:
         problems += check_key(recipe.sampling.server, elsewhere=elsewhere)
     if recipe.student.dtype == "float16":

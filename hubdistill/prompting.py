@@ -10,6 +10,7 @@ from typing import Any
 
 from hubdistill.errors import InputError
 from hubdistill.evaluation.questions import not_trained_on, question_sets
+from hubdistill.examination import PREFERRED, PREFERRED_HELD_OUT
 from hubdistill.files import write_atomically
 from hubdistill.pairs.image_sources import state_of_files
 from hubdistill.pairs.prompt_report import counted
@@ -19,6 +20,7 @@ from hubdistill.rundir import RunDirectory
 from hubdistill.specs import QuestionsSpec
 from hubdistill.stages import Workshop
 
+HOW_TUNED = {"beta", "epochs", "learning_rate"}  # fields of `preference` that decide no pair
 READ_FROM = "read_from.json"  # in `prompts/`: what was read, for saying later what changed
 
 
@@ -37,7 +39,10 @@ class Prompting:
         inputs += [plan.student_source.commit] if plan.target.modality.own_view else []
         inputs += [self._read_from["images"]]
         inputs += [[asked.model_dump(mode="json") for _, asked in sets], [facts.commit for facts in plan.questions]] if sets else []
-        self.directory.stage("prompts", inputs, [f"prompts/{name}.parquet" for name in ("train", "heldout", *dict(sets))], self._work)
+        if plan.recipe.preference and plan.preferences:
+            inputs += [plan.recipe.preference.model_dump(mode="json", exclude=HOW_TUNED), plan.preferences.commit]
+        preference = (PREFERRED, PREFERRED_HELD_OUT) if plan.recipe.preference else ()
+        self.directory.stage("prompts", inputs, [f"prompts/{name}.parquet" for name in ("train", "heldout", *dict(sets), *preference)], self._work)
 
     def _work(self) -> dict[str, Any]:
         shop, recipe, folder = self.shop, self.shop.plan.recipe, self.shop.folder
@@ -47,6 +52,7 @@ class Prompting:
         train, heldout, report = load_prompts(recipe.prompts, self._base, shop.encode, recipe.train.seed, shop.images)
         asked = {name: self._read_questions(spec, train) for name, spec in question_sets(recipe.evaluate)}
         saved = {"train": train, "heldout": heldout} | {name: prompts for name, (prompts, _) in asked.items()}
+        saved |= self._read_preferences()
         for name, prompts in saved.items():
             save_prompts(folder / "prompts" / f"{name}.parquet", prompts, shop.encode)
         write_atomically(folder / "prompts" / READ_FROM, json.dumps(self._read_from).encode())
@@ -67,6 +73,15 @@ class Prompting:
         shop.reporter.note(f"{spec.dataset}: {'; '.join([*shown.lines('question'), *(f'left out: {line}' for line in trained)])}")
         return kept, {"kept": len(kept), "left_out": [*report.left_out(), *trained]}
 
+    def _read_preferences(self) -> dict[str, list[Prompt]]:
+        """The pairs of the preference stage, where the recipe has one: prompts whose answers are the preferred response and the other."""
+        spec, shop = self.shop.plan.recipe.preference, self.shop
+        if spec is None:
+            return {}
+        train, heldout, report = load_prompts(spec, self._base, shop.encode, shop.plan.recipe.train.seed)
+        shop.reporter.note(f"{spec.dataset}: {'; '.join(report.lines('pair'))}")
+        return {PREFERRED: train, PREFERRED_HELD_OUT: heldout}
+
     @property
     def _base(self) -> Path | None:
         """Folder that local data files are relative to; None for a recipe from the Hub, which may not name any."""
@@ -76,8 +91,8 @@ class Prompting:
     def _read_from(self) -> dict[str, dict[str, Any]]:
         """The data as they lie there now: data set -> commit or digest, and data set -> image file -> its state."""
         plan = self.shop.plan
-        sources = [plan.recipe.prompts, *(spec for _, spec in question_sets(plan.recipe.evaluate))]
-        facts = zip(sources, [plan.prompts, *plan.questions], strict=True)
+        sources = [plan.recipe.prompts, *(spec for _, spec in question_sets(plan.recipe.evaluate)), *filter(None, [plan.recipe.preference])]
+        facts = zip(sources, plan.data, strict=True)
         images: dict[str, dict[str, list[int]]] = {}
         for spec in sources:
             path = local_file(spec, self._base)

@@ -24,6 +24,7 @@ from hubdistill.specs import (
     EvaluationSpec,
     LoraSpec,
     LossSpec,
+    PreferenceSpec,
     PromptsSpec,
     PublishSpec,
     SamplingSpec,
@@ -79,6 +80,7 @@ class Recipe(Spec):
     loss: LossSpec = Field(description="The contrastive loss: `{preset: distillm2}`.")
     lora: LoraSpec = Field(description="The adapter: `{rank: 16, alpha: 16}`.")
     train: TrainSpec = Field(description="Rounds and optimisation: `{rounds: 3}`.")
+    preference: PreferenceSpec | None = Field(None, description="Preference tuning after the last round: `{dataset: ORG/NAME}` with the columns prompt, chosen and rejected (targets text, int4 and drafter); none without it.")
     evaluate: tuple[EvaluationSpec, ...] = Field(
         description="Evaluations on held-out prompts: `[{kind: divergence}]`, or `[]`."
     )

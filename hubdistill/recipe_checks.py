@@ -85,7 +85,7 @@ def check_values(value: Any, context: Context) -> Iterator[Problem]:
     if context.origin == "hub" and isinstance(sampling, dict) and sampling.get("server") is not None:
         yield ("sampling", "server"), "refused in a recipe from the Hub: your prompts, and a key of yours, would go to an address that others chose; copy the recipe, read it, and run the copy"
     for path, inner in _blocks(value):
-        key = "dataset" if path[-1] in ("prompts", "questions") else "model"
+        key = "dataset" if path[-1] in ("prompts", "questions", "preference") else "model"
         if isinstance(inner.get(key), str) and inner[key] and not _VARIABLE.search(inner[key]):
             yield from _source((*path, key), inner[key], context)
         if inner.get("trust_remote_code") is True and context.origin == "hub" and not context.allow_remote_code:
@@ -97,7 +97,7 @@ def check_values(value: Any, context: Context) -> Iterator[Problem]:
 
 def _blocks(value: Any) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
     """The blocks that name a model or a data set, in a recipe that may be invalid."""
-    found: list[tuple[KeyPath, Any]] = [((block,), value.get(block)) for block in ("teacher", "student", "prompts")]
+    found: list[tuple[KeyPath, Any]] = [((block,), value.get(block)) for block in ("teacher", "student", "prompts", "preference")]
     evaluate = value.get("evaluate")
     found += [(("evaluate", index, "questions"), one.get("questions")) for index, one in enumerate(evaluate if isinstance(evaluate, list | tuple) else ()) if isinstance(one, dict)]
     yield from ((path, inner) for path, inner in found if isinstance(inner, dict))
@@ -170,6 +170,7 @@ def check_together(recipe: Recipe) -> Iterator[Problem]:
     yield from _server(recipe)
     yield from _warmup(recipe)
     yield from _loss(recipe)
+    yield from _preference(recipe)
     yield from _evaluate(recipe)
     yield from _publish(recipe)
 
@@ -191,6 +192,8 @@ def _prompts(recipe: Recipe) -> Iterator[Problem]:
 def _sources(recipe: Recipe) -> Iterator[tuple[KeyPath, SourceSpec]]:
     """Every block that names a data set."""
     yield ("prompts",), recipe.prompts
+    if recipe.preference:
+        yield ("preference",), recipe.preference
     yield from ((("evaluate", index, "questions"), one.questions) for index, one in enumerate(recipe.evaluate) if one.questions)
 
 
@@ -265,6 +268,15 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
             ("loss", "alpha"),
             f"{loss.alpha:g} is outside alpha_range [{low:g}, {high:g}]; widen alpha_range, or write anchor: off",
         )
+
+
+def _preference(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.preference is None:
+        return
+    if _reads_images(recipe.target.kind):
+        yield ("preference",), f"is tuned on text alone, and the target '{recipe.target.kind}' reads images; remove it"
+    elif recipe.preference.image_column:
+        yield ("preference", "image_column"), "has no effect, preferences are read as text alone; remove it"
 
 
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:

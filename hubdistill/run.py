@@ -13,7 +13,7 @@ from typing import Any
 from hubdistill import __version__
 from hubdistill.errors import InputError, RecipeError
 from hubdistill.evaluation.statistics import Measurement
-from hubdistill.examination import KNOWN, Examination
+from hubdistill.examination import KNOWN, PREFERRED, Examination
 from hubdistill.files import digest_of, write_atomically, write_json
 from hubdistill.lessons import Lessons
 from hubdistill.models.hardware import hardware
@@ -74,6 +74,7 @@ class Run:
                 return
             self._train(number)
         if until == "evaluate":
+            self._prefer()
             self._evaluate()
 
     def _begin(self) -> None:
@@ -189,6 +190,16 @@ class Run:
         if self.processes.first:
             self._gather_metrics(number)
 
+    def _prefer(self) -> None:
+        """Preference tuning, where the recipe has it."""
+        recipe, last = self.plan.recipe, self.plan.recipe.train.rounds
+        if recipe.preference is None:
+            return
+        inputs = [self.directory.digests["prompts"], self.directory.digests[f"round_{last}-train"], self._model("student"), self.plan.vocab, recipe.sampling.max_tokens,
+                  recipe.preference.model_dump(), self._optimisation("rounds", "tokens", "learning_rate"), __version__]  # fmt: skip
+        teaching = Teaching(self.shop, self.processes, self._read(PREFERRED))
+        self.directory.stage("preference", inputs, [f"preference/{file}" for file in ("adapter", "metrics.jsonl")], lambda: teaching.prefer(self._adapter(last), self.path / "preference"))
+
     @property
     def _teaching(self) -> Teaching:
         return Teaching(self.shop, self.processes, self._read("train"))
@@ -205,15 +216,18 @@ class Run:
 
         def work() -> dict[str, Any]:
             adapters = {"student": None, "warm-up": self._adapter(0), "distilled": self._adapter(plan.recipe.train.rounds)}
+            if plan.recipe.preference:
+                adapters |= {"before preference": adapters.pop("distilled"), "distilled": self.path / "preference" / "adapter"}
             if plan.recipe.warmup.kind == "none":
                 del adapters["warm-up"]
             (self.path / "evaluation" / "examples.json").unlink(missing_ok=True)  # of an earlier recipe
-            something = any(one.questions for one in plan.recipe.evaluate) or (plan.recipe.evaluate and self._read("heldout"))
+            something = plan.recipe.preference or any(one.questions for one in plan.recipe.evaluate) or (plan.recipe.evaluate and self._read("heldout"))
             rows = Examination(self.shop, adapters).measure() if something else []
             write_json(self.path / "measurements.json", [row.as_dict() for row in rows])
             return {"measurements": len(rows)}
 
-        inputs = [plan.digest, self.directory.digests["warmup"], self.directory.digests[f"round_{plan.recipe.train.rounds}-train"], __version__]
+        stages = ["warmup", f"round_{plan.recipe.train.rounds}-train", *(["preference"] if plan.recipe.preference else [])]
+        inputs = [plan.digest, *(self.directory.digests[stage] for stage in stages), __version__]
         self.directory.stage("evaluate", inputs, ["measurements.json"], work)
 
     def measure_before(self) -> None:

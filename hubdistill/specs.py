@@ -109,6 +109,19 @@ class QuestionsSpec(SourceSpec):
     instruction: str = Field("", max_length=1000, description="Text put after each question on a line of its own, such as how long the answer shall be.")
 
 
+class PreferenceSpec(SourceSpec):
+    """Preference tuning after the last round (section 6.1): DPO on the adapter, held against the distilled student. One pair a prompt; a row whose two responses are equal counts as empty."""
+
+    _key: str = PrivateAttr("preference")
+
+    response_column: str = Field("chosen", min_length=1, description="Column with the preferred response: a text, or chat messages whose last turn is the assistant's.")
+    rejected_column: str = Field("rejected", min_length=1, description="Column with the other response, in the same form.")
+    heldout: int = Field(50, ge=0, description="Pairs kept apart to measure how often the preferred response is the likelier one; never trained on.")
+    beta: float = Field(0.1, gt=0, le=100, description="DPO's beta: how strongly the student is held to what it was before. (Not the loss's beta.)")
+    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the pairs.")
+    learning_rate: float = Field(5e-6, gt=0, lt=1, description="Peak learning rate (cosine, 10 % warm-up); DPO wants one far below that of distillation.")
+
+
 class VllmSpec(Spec):
     """What vLLM is given (`engine: vllm`); it samples the responses of the rounds."""
 

@@ -13,13 +13,13 @@ from hubdistill.hub import card as cards
 from hubdistill.hub.publish import Published
 from hubdistill.publication import location
 
-SHOWN = ("gap_closed", "speed_up", "accepted_length", "acceptance", "perplexity", "kl", "agreement", "rouge_l", "vqa_accuracy", "exact_match", "latency", "memory")  # metrics that `run` ends with; of questions the whole set
+SHOWN = ("gap_closed", "speed_up", "accepted_length", "acceptance", "perplexity", "kl", "agreement", "rouge_l", "preference", "vqa_accuracy", "exact_match", "latency", "memory")  # metrics that `run` ends with; of questions the whole set
 
 
 def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measurement, ...], done: Published | None) -> dict[str, Any]:
     """What `run` ends with, as data."""
     chosen = [row for row in measurements if row.subject == "distilled" and row.metric in SHOWN and OF_TYPE not in row.on]
-    prompts = max((row.n for row in chosen if row.metric not in RIGHT_ANSWERS), default=0)
+    prompts = max((row.n for row in chosen if row.metric not in (*RIGHT_ANSWERS, "preference")), default=0)
     by_key = {(row.metric, row.on, row.subject): row for row in measurements}
     base_missing = not location(path).on_hub
     name = record["name"].replace("/", "-")
@@ -43,9 +43,10 @@ def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measureme
 
 
 def _result_line(row: Measurement, by_key: Mapping[tuple[str, str, str], Measurement]) -> str:
-    before = [by_key[key] for subject in ("student", "warm-up") if (key := (row.metric, row.on, subject)) in by_key]
+    before = [by_key[key] for subject in ("student", "warm-up", "before preference") if (key := (row.metric, row.on, subject)) in by_key]
     steps = " -> ".join(f"{one.subject} {one.value:.3f}" for one in [*before, row])
-    difference = row.differences[-1] if row.differences else None
+    own = [one for one in row.differences if one.against != "teacher"]  # what training changed, where that was measured
+    difference = (own or row.differences or (None,))[-1]
     change = f"   ({difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}] against {difference.against})" if difference else ""
     change = change or f"   [{row.low:.3f}, {row.high:.3f}]" * (not before)  # a share of what was before has nothing to stand against
     return f"{row.metric} on {row.on}, {row.unit}, {row.better} is better: {steps}{change}"

@@ -98,6 +98,21 @@ class Teaching:
             shop.reporter.start(f"round {lesson.number} of {train.rounds}, training", math.ceil(len(pairs) / plan.prompts_per_step), "steps")
             return train_round(student, pairs, distillation, train, files, accumulation=plan.accumulation, progress=shop.reporter.advance, processes=self.processes)
 
+    def prefer(self, adapter: Path, folder: Path) -> dict[str, Any]:
+        """Go on with an adapter by preference tuning; what comes out lies in `folder`."""
+        from hubdistill.training.preference import prefer, preference_pairs, steps_of
+        from hubdistill.training.rounds import save_adapter
+
+        shop, recipe, spec = self.shop, self.shop.plan.recipe, self.shop.plan.recipe.preference
+        assert spec is not None, "who calls it has looked"
+        pairs, counts = preference_pairs(self.prompts, shop.tokenizer, shop.end_id, shop.vocab, recipe.sampling.max_tokens)
+        shop.questions(self.prompts, "student")  # refuses prompts that the student cannot read
+        shop.reporter.start("preference tuning", steps_of(len(pairs), spec, recipe.train), "steps")
+        with borrowed(lambda: shop.load_to_train(adapter)) as model:
+            result = prefer(model, shop.tokenizer, pairs, spec, recipe.train, folder, accumulation=shop.plan.accumulation, progress=shop.reporter.advance)
+            save_adapter(model, folder / "adapter")
+        return result | counts
+
     @contextmanager
     def _teacher(self, lesson: Lesson) -> Iterator[Teacher]:
         """The teacher as `teacher.placement` says."""

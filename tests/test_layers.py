@@ -19,6 +19,7 @@ LINE = """
 """
 ORDER = LINE.split()
 ONE_FILE = ("vllm", "bitsandbytes", "trl", "PIL", "httpx2")  # each imported by one file, inside a function
+TRAINERS = 2  # files that import trl: the warm-up's trainer and that of preference tuning
 LIGHT = ("hubdistill.cli", "hubdistill.plan", "hubdistill.recipe", "hubdistill.publication", "hubdistill.summary", "hubdistill.hub.pull")
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets")  # none of which a LIGHT module imports
 CYCLES = {("hubdistill.models.sources", "hubdistill.models.gguf_package")}  # in a function: `pypi:` is found and converted by one file
@@ -76,7 +77,7 @@ def test_losses_know_torch_alone() -> None:
 def test_what_is_heavy_or_optional_has_one_file_and_waits_in_a_function() -> None:
     for library in ONE_FILE:
         found = [(name, inside) for name, modules in GRAPH.items() for module, inside in modules if module.split(".")[0] == library]
-        assert len({name for name, _ in found}) <= 1, f"{library} is imported by {found}"
+        assert len({name for name, _ in found}) <= (TRAINERS if library == "trl" else 1), f"{library} is imported by {found}"
         assert all(inside for _, inside in found), f"{library} is imported at the top of {found}"
 
 

@@ -55,7 +55,7 @@ class Comparison:
 
     def _plan(self, overrides: Sequence[str]) -> Plan:
         """A plan that pushes nothing and runs in this process."""
-        given = [*(self.asked.overrides or []), *overrides, "train.distributed={processes: 1}", "publish=null"]
+        given = [*(self.asked.overrides or []), *overrides, "train.distributed={processes: 1}", "publish=null", "preference=null"]
         return make_plan(replace(self.asked, overrides=given).load())
 
     def _plan_run(self, overrides: Sequence[str]) -> Plan:

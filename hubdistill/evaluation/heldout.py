@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hubdistill.evaluation.acceptance import LONGEST
 from hubdistill.evaluation.divergence import Scorer
 from hubdistill.evaluation.overlap import rouge_l
+from hubdistill.evaluation.preference import ON_PREFERENCES, Preferences
 from hubdistill.evaluation.questions import OF_TYPE, RIGHT_ANSWERS, Answer, QuestionSet, score, set_of
 from hubdistill.evaluation.statistics import Measurement, around_geometric_mean, paired_difference, summarise
 from hubdistill.specs import EvaluationSpec
@@ -25,6 +26,7 @@ UNITS = {
     "srkl": ("nats/token", "lower"),
     "nll": ("nats/token", "lower"),
     "agreement": ("share", "higher"),
+    "preference": ("share", "higher"),
     "rouge_l": ("F1", "higher"),
     "vqa_accuracy": ("share", "higher"),
     "exact_match": ("share", "higher"),
@@ -65,6 +67,7 @@ class HeldOut:
     truth: Sequence[Response] = ()  # the data set's own responses to the held-out prompts
     longest: int = 0  # tokens of a response, at most
     stop_ids: tuple[int, ...] = ()  # that end a response
+    preferences: Preferences | None = None  # of the preference stage, where the recipe has one
     known: Mapping[str, Mapping[str, dict[str, float]]] = field(default_factory=dict)  # subject -> "metric, on" -> prompt id -> value, of subjects that were measured before
     # (metric, on) -> subject -> prompt id -> value
     values: dict[tuple[str, str], dict[str, dict[str, float]]] = field(default_factory=dict)
@@ -84,6 +87,7 @@ def measure(heldout: HeldOut, specs: Sequence[EvaluationSpec], also: Also | None
         own = heldout.scorer.score(heldout.scorer.teacher, list(heldout.teacher_responses.rows()))
         heldout.keep("teacher", "nll", ON_TEACHER, own["nll"])
         _score_truth(heldout, "teacher", heldout.scorer.teacher)
+    _score_preferences(heldout, "teacher", heldout.scorer.teacher)
     if heldout.questions:
         _ask(heldout, "teacher", heldout.scorer.teacher)
     if also:
@@ -113,6 +117,7 @@ def _measure_subject(heldout: HeldOut, subject: Subject, kinds: set[str], also: 
                     heldout.keep(subject.name, metric, on, values)
         if "divergence" in kinds:
             _score_truth(heldout, subject.name, model)
+        _score_preferences(heldout, subject.name, model)
         _ask(heldout, subject.name, model)
         if also:
             also(subject.name, model)
@@ -129,6 +134,11 @@ def _asked(metric: str, on: str, kinds: set[str]) -> bool:
 def _score_truth(heldout: HeldOut, name: str, model: PreTrainedModel) -> None:
     if heldout.truth:
         heldout.keep(name, "nll", ON_TRUTH, heldout.scorer.score(model, heldout.truth)["nll"])
+
+
+def _score_preferences(heldout: HeldOut, name: str, model: PreTrainedModel) -> None:
+    if heldout.preferences:
+        heldout.keep(name, "preference", ON_PREFERENCES, heldout.preferences.scored(heldout.scorer, model))
 
 
 def _ask(heldout: HeldOut, name: str, model: PreTrainedModel) -> None:
@@ -148,7 +158,7 @@ def _rows(heldout: HeldOut, metric: str, on: str, by_subject: dict[str, dict[str
         described |= {"decoding": asked.decoding, "split": asked.split}
     if metric in DRAFTED:
         described["decoding"] = f"greedy, at most {heldout.longest} tokens"
-    if on == ON_TRUTH:
+    if on in (ON_TRUTH, ON_PREFERENCES):
         described["decoding"] = ""
     if metric == "speed_up":
         by_subject = {name: around_geometric_mean(values) for name, values in by_subject.items()}

@@ -17,7 +17,7 @@ SERVER = "http://SERVER"  # in place of the address of one, which is nobody else
 def public_names(plan: Plan) -> dict[str, str]:
     """Path of this machine, or address of a server of ours -> what is published in its place."""
     models = [(facts.reference, facts.location) for facts in (plan.teacher, plan.student_source) if facts.kind == "local"]
-    data = [facts.reference for facts in (plan.prompts, *plan.questions) if facts.kind == "local" and not facts.reference.startswith(SHIPPED)]
+    data = [facts.reference for facts in plan.data if facts.kind == "local" and not facts.reference.startswith(SHIPPED)]
     server = plan.recipe.sampling.server
     models += [(plan.served_as, "")] if server and "/" in plan.served_as[:2] else []  # a folder of the server's
     return short_names(models, data) | ({server.url: SERVER} if server else {})
@@ -25,7 +25,7 @@ def public_names(plan: Plan) -> dict[str, str]:
 
 def files_of_this_machine(plan: Plan) -> list[str]:
     """What the recipe names that only this machine has; without it nobody else can run the recipe as it is."""
-    sources: list[Any] = [plan.teacher, plan.student_source, plan.prompts, *plan.questions]
+    sources: list[Any] = [plan.teacher, plan.student_source, *plan.data]
     return sorted({facts.reference for facts in sources if facts.kind == "local" and not facts.reference.startswith(SHIPPED)})
 
 
@@ -39,6 +39,8 @@ def pinned_recipe(plan: Plan, publish: PublishSpec | None = None) -> str:
 
     for name, key, facts in (("teacher", "model", plan.teacher), ("student", "model", plan.student_source), ("prompts", "dataset", plan.prompts)):
         pins[name] = pinned(getattr(recipe, name), key, facts)
+    if recipe.preference:
+        pins["preference"] = pinned(recipe.preference, "dataset", plan.preferences)
     sets = iter(plan.questions)
     pins["evaluate"] = tuple(one.model_copy(update={"questions": pinned(one.questions, "dataset", next(sets))}) if one.questions else one for one in recipe.evaluate)
     served = f"# The teacher's responses came from a server, as {names.get(plan.served_as, plan.served_as)}; here sampling.engine samples them.\n" if recipe.sampling.server else ""

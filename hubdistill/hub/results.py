@@ -14,13 +14,14 @@ from hubdistill.pairs.prompt_report import counted
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-SUBJECTS = {"student": "base", "warm-up": "after warm-up", "distilled": "this adapter", "teacher": "teacher"}
+SUBJECTS = {"student": "base", "warm-up": "after warm-up", "before preference": "after distillation", "distilled": "this adapter", "teacher": "teacher"}
 METRICS = {
     "kl": "KL(teacher ‖ student)",
     "skl": "skew KL",
     "srkl": "skew reverse KL",
     "nll": "negative log-likelihood",
     "agreement": "top-1 agreement with the teacher",
+    "preference": "preferred response likelier than the other",
     "rouge_l": "ROUGE-L against the teacher's response",
     "vqa_accuracy": "VQA accuracy",
     "exact_match": "exact match",

@@ -164,9 +164,18 @@ def _training_rows(record: Mapping[str, Any]) -> dict[str, str]:
         "rounds": f"{len(rounds)}, of {', '.join(map(str, pairs))} {unit} and {', '.join(str(row['steps']) for row in rounds)} steps of {train['pairs_per_step'] * (2 if one_sided else 1)} {unit}" + budget,
         "left out": f"{sum(row['empty'] for row in rounds)} {unit if not one_sided else 'prompts'} with an empty response" + (f" ({counted(lost, 'answer')} of the server could not be read as tokens)" if lost else ""),
         "cut at the length limit": f"{sum(row['truncated_teacher'] for row in rounds)} {fixed} and {sum(row['truncated_student'] for row in rounds)} student responses (no end token is added)",
+        **_preference_row(record),
         "learning rate": f"{train['learning_rate']:g}, cosine over all rounds, 10 % warm-up",
         "seed": str(train["seed"]),
     }
+
+
+def _preference_row(record: Mapping[str, Any]) -> dict[str, str]:
+    spec, done = record["recipe"].get("preference"), record["stages"].get("preference")
+    if not spec or not done:
+        return {}
+    data = _data(record["preferences"])
+    return {"preference tuning": f"after the last round, DPO held against the distilled student: beta {spec['beta']:g}, {counted(done['pairs'], 'pair')} of {data.label}, {counted(done['steps'], 'step')}, learning rate {spec['learning_rate']:g}"}
 
 
 def _limitations(record: Mapping[str, Any]) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class Prompt:
     student_prompt_ids: tuple[int, ...] | None = None  # by the student's, where it reads prompts in its own way
     images: tuple[str, ...] = ()  # names in the image store, in the order of the messages
     raw_images: tuple[RawImage, ...] = ()  # what the row had; gone once they are in the store
-    answers: tuple[str, ...] = ()  # of a question: what its annotators said
+    answers: tuple[str, ...] = ()  # of a question: what its annotators said; of a preference: the preferred response, and the other one
     group: str | None = None  # of a question: its type
 
 
@@ -51,6 +51,8 @@ class Row:
     group: Any = None
     key: str = "prompts"  # the block of the recipe that names the source
     image_column: str | None = None
+    rejected: Any = None
+    rejected_column: str | None = None  # the row is a preference: `response` was preferred to `rejected`
     problem: InputError | None = None  # what is wrong with it, which `read_row` raises
 
     def error(self, what: str, fix: str, column: str | None = None) -> InputError:
@@ -79,6 +81,8 @@ def read_row(row: Row) -> Prompt | None:
         raise row.problem
     if row.question:
         return _read_question(row, row.question)
+    if row.rejected_column:
+        return _read_preference(row)
     chat = _as_chat(row)
     if chat is None:
         prompt, after = [{"role": "user", "content": _text(row, row.value)}], None
@@ -111,6 +115,25 @@ def _read_question(row: Row, spec: QuestionsSpec) -> Prompt | None:
         return None
     turns = (*prompt.messages[:-1], _instructed(prompt.messages[-1], spec.instruction.strip()))
     return replace(prompt, id=prompt_id(turns, prompt.raw_images), messages=turns, response=None, answers=answers, group=group)
+
+
+def _read_preference(row: Row) -> Prompt | None:
+    """The prompt with its two responses; None where they are equal, which prefers neither."""
+    assert row.response_column is not None, "the spec has both"
+    assert row.rejected_column is not None
+    prompt = read_row(replace(row, response=None, response_column=None, rejected_column=None))
+    chosen, rejected = _said(row, row.response, row.response_column), _said(row, row.rejected, row.rejected_column)
+    return None if prompt is None or chosen == rejected else replace(prompt, response=None, answers=(chosen, rejected))
+
+
+def _said(row: Row, cell: Any, column: str) -> str:
+    """A response: a text, or the last turn of a chat."""
+    last = cell[-1] if isinstance(cell, list) and cell and isinstance(cell[-1], dict) else None
+    text = cell if last is None else last.get("content") if last.get("role") == "assistant" else None
+    if not isinstance(text, str) or not text.strip():
+        what = "holds an empty text" if isinstance(text, str) else f"holds {_kind(cell)}" if last is None else "holds a chat that does not end in a turn of the assistant with text"
+        raise row.error(what, "a response is a text, or chat messages that end in the assistant's: write it, or remove the row", column)
+    return _text(row, text)
 
 
 def _answers(row: Row, column: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from hubdistill.pairs.images import RawImage
 from hubdistill.pairs.prompt_files import MAX_LINE, READERS, Cells, local_rows, must_have
 from hubdistill.pairs.prompt_rows import Prompt, Row, read_row
 from hubdistill.shipped import SHIPPED, find_data
-from hubdistill.specs import QuestionsSpec, SourceSpec
+from hubdistill.specs import PreferenceSpec, QuestionsSpec, SourceSpec
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip", ".lz4")
 
@@ -95,12 +95,18 @@ def _row(spec: SourceSpec, path: Path | None, where: str, cells: Cells, known: s
     row = Row(where, spec.column, found["column"], found.get("response_column"), spec.response_column, image_column=spec.image_column, key=spec.key)
     if isinstance(spec, QuestionsSpec):
         row = replace(row, question=spec, group=found.get("type_column"))
+    if isinstance(spec, PreferenceSpec):
+        row = _preference(row, spec, found)
     return _with_images(row, found["image_column"], spec, path) if spec.image_column else row
+
+
+def _preference(row: Row, spec: PreferenceSpec, found: dict[str, Any]) -> Row:
+    return replace(row, response_column=spec.response_column, rejected=found["rejected_column"], rejected_column=spec.rejected_column)
 
 
 def _fill(spec: SourceSpec, field: str) -> str:
     """What to write into a row that lacks a column."""
-    if field == "column" or (field == "response_column" and isinstance(spec, QuestionsSpec)):
+    if field == "column" or (field in ("response_column", "rejected_column") and isinstance(spec, QuestionsSpec | PreferenceSpec)):
         return "add it, or remove the row"
     what = {"image_column": "a row without image", "response_column": "a row without response", "type_column": "a question without type"}
     return f"write null there for {what[field]}"

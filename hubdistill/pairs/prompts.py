@@ -20,14 +20,14 @@ from hubdistill.pairs.prompt_draw import Candidate, Draw, Encode, Encoded, Selec
 from hubdistill.pairs.prompt_report import PromptReport, counted
 from hubdistill.pairs.prompt_rows import Prompt, prompt_id
 from hubdistill.pairs.prompt_sources import read_rows
-from hubdistill.specs import PromptsSpec, SourceSpec
+from hubdistill.specs import PreferenceSpec, PromptsSpec, SourceSpec
 
 __all__ = ["Encode", "Encoded", "Prompt", "PromptReport", "load_prompts", "prompt_id", "read_prompts", "save_prompts"]
 
 
 def heldout_count(spec: SourceSpec) -> int:
     """Prompts to hold out: of a set of questions none."""
-    return spec.heldout if isinstance(spec, PromptsSpec) else 0
+    return spec.heldout if isinstance(spec, PromptsSpec | PreferenceSpec) else 0
 
 
 def load_prompts(
@@ -57,8 +57,8 @@ def load_prompts(
 def _too_few(spec: SourceSpec, report: PromptReport) -> str:
     damaged = f"{report.damaged} with a damaged image, " if report.damaged else ""
     left_out = f"({report.empty} empty, {counted(report.duplicates, 'duplicate')}, {damaged}{report.too_long} longer than {counted(spec.max_tokens, 'token')})"
-    if isinstance(spec, PromptsSpec):
-        return f"{counted(report.kept_heldout, 'usable prompt')} {left_out}, and {counted(spec.heldout, 'is', 'are')} held out; lower `prompts.heldout`, raise `prompts.max_tokens` or add prompts"
+    if isinstance(spec, PromptsSpec | PreferenceSpec):
+        return f"{counted(report.kept_heldout, 'usable prompt')} {left_out}, and {counted(spec.heldout, 'is', 'are')} held out; lower `{spec.key}.heldout`, raise `{spec.key}.max_tokens` or add prompts"
     return f"no usable question {left_out}; raise `{spec.key}.max_tokens` or add questions"
 
 

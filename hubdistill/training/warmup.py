@@ -31,7 +31,9 @@ class WarmupFiles:
     metrics: Path
 
 
-class _Bookkeeping(TrainerCallback):
+class Bookkeeping(TrainerCallback):
+    """Writes the metrics of a TRL trainer, whole after each log."""
+
     def __init__(self, metrics: Path, progress: Callable[[int], None] | None):
         self.metrics, self.progress = metrics, progress
 
@@ -110,7 +112,7 @@ def warm_up(model: PeftModel, tokenizer: Any, rows: Sequence[Row], spec: WarmupS
                                      pad_token=tokenizer.convert_ids_to_tokens(reading.pad_id)))  # fmt: skip
     collator = RowCollator(rows, reading)
     trainer = Warmup(model=model, args=config, train_dataset=Dataset.from_dict({"row": range(len(rows))}), processing_class=tokenizer,
-                     data_collator=collator, callbacks=[_Bookkeeping(files.metrics, progress)])  # fmt: skip
+                     data_collator=collator, callbacks=[Bookkeeping(files.metrics, progress)])  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     in_fp32(model)  # TRL makes the adapter of a 4-bit student bfloat16
     outcome = trainer.train()
