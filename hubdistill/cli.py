@@ -301,6 +301,21 @@ def card(run: RunArgument) -> None:
 
 
 @app.command()
+def report(run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or the name of the recipe it was made with; or the folder of a comparison.")]) -> None:
+    """Write the report of a run, finished or not, or of a comparison: one HTML file with plots that needs nothing else.
+
+    `run` and `compare` write it when they end.
+
+    Examples: `hubdistill report quickstart` · `hubdistill report runs/quickstart-compare`
+    """
+    from hubdistill.compare.pages import RESULT, rewrite_pages
+    from hubdistill.report.page import write_report
+
+    compared = next((path for path in _folders(run) if (path / RESULT).is_file()), None)
+    _print(str(rewrite_pages(compared) if compared else write_report(_run_directory(run))))
+
+
+@app.command()
 def push(run: RunArgument,
          repo: Annotated[str, typer.Option("--repo", metavar="ORG/NAME", help="Repository of the adapter; created if it is not there.")],
          base_repo: Annotated[str | None, typer.Option("--base-repo", metavar="ORG/NAME", help="Repository for the base, if that is not on the Hub (a pruned or local student).")] = None,
@@ -429,8 +444,12 @@ def _summary(path: Path, done: Any) -> dict[str, Any]:
     return summary(path, *load_run(path), done)
 
 
+def _folders(reference: str) -> tuple[Path, Path]:
+    return Path(reference), Path("runs") / reference.replace("/", "-")
+
+
 def _run_directory(reference: str) -> Path:
-    for path in (Path(reference), Path("runs") / reference.replace("/", "-")):
+    for path in _folders(reference):
         if os.path.isfile(path / "plan.json"):
             return path
     raise MissingError(f"there is no run at {reference} or runs/{reference}; name a run directory, or make one: hubdistill run RECIPE")

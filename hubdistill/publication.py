@@ -47,7 +47,7 @@ REPRODUCE = "reproduce.yaml"  # the resolved recipe that goes into the repositor
 def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: Mapping[str, Any], template: str | None,
                  memory: Mapping[str, Mapping[str, int]] | None = None) -> None:  # fmt: skip
     """Write run.json (what goes to the Hub: no path of this machine), location.json (what does not), and the recipe."""
-    from hubdistill.estimate.compared import compared  # which runs models without memory; a push and a card need none
+    from hubdistill.estimate.compared import compared, times  # runs models without memory
 
     names = public_names(plan)
     record = plan.as_dict() | {
@@ -56,6 +56,7 @@ def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: 
         "seconds": dict(seconds),
         "stages": dict(results),
         "memory": compared(plan, memory or {}),
+        "time": times(plan, seconds),
         "hardware": hardware(plan.recipe.train.device),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "quantization": _quantization(plan),

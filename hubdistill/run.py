@@ -25,7 +25,7 @@ from hubdistill.plan_checks import check_adapter
 from hubdistill.processes import Processes
 from hubdistill.prompting import Prompting
 from hubdistill.publication import build_local, write_record
-from hubdistill.report import write_examples_page
+from hubdistill.report.page import write_report
 from hubdistill.rundir import RunDirectory
 from hubdistill.stages import NOT_THE_RESULT, NOT_THE_TEXT, Reporter, Workshop
 from hubdistill.teaching import Teaching
@@ -245,11 +245,11 @@ class Run:
         self.directory.stage("evaluate-before", inputs, [f"evaluation/{KNOWN}"], work)
 
     def finish(self) -> None:
-        """After the evaluation: the record, the card, the local repository folder, the page of examples."""
+        """After the evaluation: the record, the card, the local repository folder, the report."""
         write_record(self.path, self.plan, self.directory.seconds(), self.results(), self.chat_template(), self.directory.memory())
         self.reporter.stage("card", "started")
         build_local(self.path)
-        write_examples_page(self.path, self.plan.loaded.name)
+        write_report(self.path)
 
     def chat_template(self) -> str | None:
         """The chat template that the student was trained with, where its own differs or is missing: who uses the adapter needs it."""

@@ -18,7 +18,6 @@ from hubdistill.modalities.vision import VISION
 from hubdistill.plan import make_plan
 from hubdistill.publication import write_record
 from hubdistill.recipe import load_recipe
-from hubdistill.report import render_examples
 from hubdistill.run import Run
 from hubdistill.rundir import RunDirectory
 from hubdistill.targets import int4
@@ -55,16 +54,13 @@ def test_the_smoke_recipe_leaves_a_whole_run(finished: Path):
     assert {row["n"] for row in rows if row["on"] == "smoke_vlm"} == {6}  # of 26; the others are training prompts
 
 
-def test_the_page_of_examples_shows_images_and_everyone_s_words_and_runs_nothing(finished: Path):
-    page = (finished / "examples.html").read_text()
+def test_the_report_shows_images_and_everyone_s_words(finished: Path):
+    page = (finished / "report.html").read_text()
     assert page.count("<article>") == 6
     assert 4 < page.count("src=\"data:image/png;base64,") < 9
     for subject in ("base", "after warm-up", "this adapter", "teacher"):
         assert page.count(f"<dt>{subject}</dt>") == 6
     assert "default-src 'none'" in page
-    hostile = render_examples("x", {"total": 1, "decoding": "greedy", "rows": [{"prompt": "<script>alert(1)</script>", "images": [], "answer": None, "responses": {"teacher": "<img src=x>"}}]})
-    assert "<script>" not in hostile
-    assert "<img" not in hostile
 
 
 def test_only_names_of_images_are_stored_beside_the_token_ids(finished: Path):
@@ -197,7 +193,7 @@ def test_questions_alone_need_no_held_out_prompts(tmp_path: Path, monkeypatch, c
     run = tmp_path / "runs" / "smoke-vlm"
     rows = json.loads((run / "measurements.json").read_text())
     assert {(row["metric"], row["split"], row["n"]) for row in rows if row["on"] in ("smoke_vlm", "smoke_vlm, no image")} == {("exact_match", "questions", 18)}
-    assert not (run / "examples.html").exists()
+    assert "<h2>Examples</h2>" not in (run / "report.html").read_text()
     assert "answers of at most 16 tokens, after each question: “One word.”" in (run / "README.md").read_text()
 
 

@@ -7,21 +7,32 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hubdistill.compare.plots import colour, dots, lines
 from hubdistill.files import write_atomically
+from hubdistill.finished import undamaged
 from hubdistill.hub.markdown import one_line, text
 from hubdistill.hub.results import METRICS
-from hubdistill.shipped import model_cards_root
+from hubdistill.models.sources import read_json
+from hubdistill.report.curves import Plot
+from hubdistill.report.page import rendered
+from hubdistill.report.plots import dots, lines, style, swatch
+from hubdistill.report.tables import Table
 
 STEPS_APART = 1.1  # ratio of steps above which it is said that methods differ in them
-MARKDOWN, PAGE = "comparison.md", "comparison.html"
-SIDES = {"teacher": "NLL of the fixed responses under the student, nats/token, by step", "student": "NLL of the student's responses under the student, nats/token, by step"}
+RESULT, MARKDOWN, PAGE = "comparison.json", "comparison.md", "comparison.html"
+SIDES = {"teacher": "NLL of the fixed responses under the student", "student": "NLL of the student's responses under the student"}
 
 
 def write_pages(folder: Path, found: Mapping[str, Any]) -> None:
     """Write both files."""
     write_atomically(folder / MARKDOWN, (markdown(found) + "\n").encode())
     write_atomically(folder / PAGE, page(found).encode())
+
+
+def rewrite_pages(folder: Path) -> Path:
+    """Write both files of a finished comparison anew; -> the page. Raises InputError for a damaged comparison.json."""
+    with undamaged(folder / RESULT):
+        write_pages(folder, read_json(folder / RESULT))
+    return folder / PAGE
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -45,27 +56,25 @@ def _cell(value: str) -> str:
 
 def page(found: Mapping[str, Any]) -> str:
     """The same as HTML, with plots; every text in it is escaped."""
-    from jinja2 import FileSystemLoader, StrictUndefined
-    from jinja2.sandbox import SandboxedEnvironment
-    from markupsafe import Markup
-
-    colours = {method["name"]: colour(number) for number, method in enumerate(found["methods"])}
+    styles = {method["name"]: style(number) for number, method in enumerate(found["methods"])}
     plots = []
     for one in found["metrics"]:
-        label = f"{title(one)}, {one['unit']}, {one['better']} is better"
-        plots.append((label, dots({name: (row["value"], row["low"], row["high"]) for name, row in one["rows"].items()}, colours, label)))
+        label = f"{title(one)} ({_arrow(one)})"
+        plots.append(Plot(label, dots({name: (row["value"], row["low"], row["high"]) for name, row in one["rows"].items()}, styles, label, one["unit"])))
     for side, label in SIDES.items():
         curves = {name: curve[side] for name, curve in found["curves"].items() if len(curve.get(side, [])) > 1}
-        plots += [(label, lines(curves, colours, label))] if curves else []
-    env = SandboxedEnvironment(loader=FileSystemLoader(model_cards_root()), undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return env.get_template("comparison.html.jinja").render(
-        name=found["recipe"], about=_about(found, plain=True), tables=[_values(found), _differences(found), _trained(found)],
-        plots=[(label, Markup(plot)) for label, plot in plots], colours=colours)  # fmt: skip
+        plots += [Plot(label, lines(curves, styles, label, unit="nats/token"), "Figure 1b of the paper; means over seeds.")] if curves else []
+    tables = [Table(header, [[row[0], *(cell.replace(" [", "\n[", 1) for cell in row[1:])] for row in rows]) for header, rows in (_values(found), _differences(found), _trained(found)) if rows]
+    return rendered("comparison.html.jinja", name=found["recipe"], about=_about(found, plain=True), tables=tables, plots=plots, legend={name: swatch(one) for name, one in styles.items()})
 
 
 def title(metric: Mapping[str, Any]) -> str:
     """A metric and what it was measured on."""
     return f"{METRICS[metric['metric']]} on {metric['on']}"
+
+
+def _arrow(metric: Mapping[str, Any]) -> str:
+    return "↓" if metric["better"] == "lower" else "↑"
 
 
 def _about(found: Mapping[str, Any], *, plain: bool = False) -> list[str]:
@@ -103,7 +112,7 @@ def _unequal_steps(methods: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _values(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     n = {_prompts(one): f", n = {_prompts(one)}" for one in found["metrics"]} | {_most_prompts(found): ""}  # said above
-    header = ["", *(f"{title(one)}, {one['unit']} ({'↓' if one['better'] == 'lower' else '↑'}{n[_prompts(one)]})" for one in found["metrics"])]
+    header = ["", *(f"{title(one)}, {one['unit']} ({_arrow(one)}{n[_prompts(one)]})" for one in found["metrics"])]
     names = list(dict.fromkeys(name for one in found["metrics"] for name in one["rows"]))
     return header, [[name, *(_value(one["rows"].get(name), len(found["seeds"])) for one in found["metrics"])] for name in names]
 

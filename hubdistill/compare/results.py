@@ -14,6 +14,7 @@ from typing import Any
 
 from hubdistill import __version__
 from hubdistill.compare.cells import Comparison
+from hubdistill.compare.pages import RESULT
 from hubdistill.evaluation.heldout import ON_OWN, ON_TEACHER, ON_TRUTH, UNITS
 from hubdistill.evaluation.questions import RIGHT_ANSWERS
 from hubdistill.evaluation.statistics import ENOUGH, holm, mean_and_interval, paired_p
@@ -22,7 +23,6 @@ from hubdistill.models.sources import read_json
 
 BEFORE = ("student", "warm-up")  # what every method started from
 COMPARED = (("kl", ON_TEACHER), ("agreement", ON_TEACHER), ("nll", ON_TRUTH), ("kl", ON_OWN), ("rouge_l", ON_OWN), ("acceptance", ON_TEACHER))
-RESULT = "comparison.json"
 BySeed = dict[int, dict[str, float]]  # seed -> prompt id -> value
 
 

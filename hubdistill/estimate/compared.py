@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hubdistill.errors import HubdistillError
+from hubdistill.estimate.costs import EVALUATED, guessed, seconds_of
 from hubdistill.estimate.machines import this_machine
 from hubdistill.estimate.memory import memory_of
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from hubdistill.plan import Plan
 
 # stages of a run directory -> of the forecast
+KINDS = {"sampling": r"round_\d+-(teacher|student)", "warm-up": "warmup", "training": r"round_\d+-train", "evaluation": "evaluate"}
 STAGES = {r"round_\d+-(teacher|student)": r"the \1 answers", r"warmup": "warm-up", r"round_\d+-train": "training", r"evaluate": "evaluation"}
 
 
@@ -33,6 +35,22 @@ def compared(plan: Plan, memory: Mapping[str, Mapping[str, int]]) -> list[dict[s
         if name in predicted and device in peaks and not elsewhere:
             measured[name] = max(peaks[device], measured.get(name, 0))
     return [{"stage": name, "predicted": predicted[name], "measured": measured[name]} for name in predicted if name in measured]
+
+
+def times(plan: Plan, seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Rows of kind of stage, predicted and measured seconds, and their sum; `seconds` are of each stage (rundir.py). The
+    prediction has every response at its limit. Empty where nothing can be predicted."""
+    try:
+        predicted = seconds_of(plan, guessed(plan, this_machine(plan.recipe.train.device)))
+    except HubdistillError:
+        return []
+    if predicted is None:
+        return []
+    of = {kind: [value for stage, value in seconds.items() if re.fullmatch(pattern, stage)] for kind, pattern in KINDS.items()}
+    loads = {kind: len(values) + EVALUATED * (kind == "evaluation") for kind, values in of.items() if values}  # of models
+    share = predicted["loading"] / sum(loads.values()) if loads else 0.0
+    rows = [{"stage": kind, "predicted": predicted[kind] + share * number, "measured": sum(of[kind])} for kind, number in loads.items()]
+    return [*rows, {"stage": "together", **{what: sum(float(row[what]) for row in rows) for what in ("predicted", "measured")}}] if rows else []
 
 
 def _name(stage: str) -> str:

@@ -182,7 +182,7 @@ def test_the_report_says_so_and_loads_nothing(done):
     shown = (found.folder / "comparison.html").read_text()
     links = Links()
     links.feed(shown)
-    assert (links.loads, links.svgs) == ([], len(result["metrics"]))  # a curve wants more than one step
+    assert (links.loads, links.svgs) == ([], len(result["metrics"]) + len(result["methods"]))  # a legend; a curve wants more than one step
     assert "<script>" not in shown
     value = result["metrics"][0]["rows"]["kd"]["value"]
     for text in (shown, markdown(result)):
