@@ -90,6 +90,7 @@ def plan_text(plan: dict[str, Any], no_forecast: str = "") -> str:
         f"          {_at_most(plan['prompts_at_most'], 'training prompt')}, {plan['recipe']['prompts']['heldout']} held out",
         *(f"questions {_pinned(one)}, {_at_most(_fewer(one['rows'], spec['count']), 'question')}" for one, spec in _questions(plan)),
         *_served(plan),
+        *_judged(plan),
         f"rounds    {plan['rounds']} of {_at_most(steps, 'step')} of {_size_of_step(plan)}"
         f" ({plan['micro_batches_per_step']} micro-batches on {plan['processes']} process{'es' if plan['processes'] > 1 else ''})",
         *(_reading(plan["prompt_read_once"]) if plan["loss"]["beta"] not in ("off", "full") else []),
@@ -138,6 +139,14 @@ def _served(plan: dict[str, Any]) -> list[str]:
     return [f"answers   of the teacher come from {server['url']}, as {server['model'] or plan['recipe']['teacher']['model']}"] if server else []
 
 
+def _judged(plan: dict[str, Any]) -> list[str]:
+    """Who judges, and how much there is to judge."""
+    return [
+        f"judge     {one['model']}, {_at_most(one['verdicts_at_most'], 'verdict')}: {', '.join(one['subjects'])} against the {one['against']}, in both orders"
+        for one in plan["judges"]
+    ]  # fmt: skip
+
+
 def _pinned(found: dict[str, Any]) -> str:
     """A model or data set and what pins it: a commit is the Hub's alone, and the whole SHA-256 that of a file."""
     digest = "sha256" if len(found["commit"]) == 64 else "digest"
@@ -163,6 +172,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     on = f"Held-out results on {counted(summary['prompts'], 'prompt')}" if summary["prompts"] else "Results"
     lines = [f"Distilled in {summary['time']}. {on} (mean and 95 % interval):"]
     lines += [f"  {row}" for row in summary["results"]] or ["  nothing was evaluated"]
+    lines += [f"  judged: {line}" for line in summary["judged"]]
     lines += ["", f"Run       {summary['run']}", f"Adapter   {summary['adapter']}", f"Card      {summary['card']}"]
     if summary["memory"]:
         peak = max(summary["memory"], key=lambda row: row["measured"])

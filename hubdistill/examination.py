@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from hubdistill import __version__
 from hubdistill.evaluation.heldout import HeldOut, Subject, measure
+from hubdistill.evaluation.judge import Contest
+from hubdistill.evaluation.judge_client import Judge
 from hubdistill.evaluation.preference import Preferences
-from hubdistill.evaluation.questions import HELD_OUT, QuestionSet, names_of, question_sets
+from hubdistill.evaluation.questions import HELD_OUT, QuestionSet, decoding, names_of, question_sets
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.files import digest_of, file_sha256, folder_sha256, write_json
 from hubdistill.modalities.base import Row
@@ -20,6 +22,7 @@ from hubdistill.models.sources import read_json
 from hubdistill.pairs.image_parts import text_of_turn
 from hubdistill.pairs.prompts import Prompt, read_prompts
 from hubdistill.pairs.store import Question, Response, ResponseSet, read_responses
+from hubdistill.specs import EvaluationSpec
 from hubdistill.stages import NOT_THE_TEXT, Workshop, borrowed
 from hubdistill.targets.base import Outlook
 
@@ -71,6 +74,7 @@ class Examination:
         plan = self.shop.plan
         with self._held_out() as heldout:
             found = plan.target.evaluate(heldout, plan.recipe.evaluate)
+            self._write_verdicts(heldout.contests)
             write_json(self.folder / VALUES, {f"{metric}, {on}": by_subject for (metric, on), by_subject in heldout.values.items()})
             if prompts := read_prompts(self.prompts):
                 self._write_examples(prompts, heldout.teacher_responses)
@@ -120,7 +124,9 @@ class Examination:
         with borrowed(shop.load_teacher) as teacher:
             responses = shop.sample(self.folder, "teacher", "held-out", teacher, shop.questions(prompts, "teacher"))
             scorer = Scorer(teacher, shop.reading, shop.vocab, row_finder(prompts))
-            yield HeldOut(scorer, shop.tokenizer, responses, subjects, self._decoding(), shop.plan.recipe.train.seed, self._questions(prompts), self.answer,
+            asked = list(self._asked(prompts))
+            yield HeldOut(scorer, shop.tokenizer, responses, subjects, self._decoding(), shop.plan.recipe.train.seed, [one for one in asked if isinstance(one, QuestionSet)], self.answer,
+                          [one for one in asked if isinstance(one, Contest)], self._judge,
                           ground_truth(shop, prompts), longest=shop.plan.recipe.sampling.max_tokens, stop_ids=shop.stop_ids, preferences=self._preferences(), known=self._known(responses))  # fmt: skip
 
     def _preferences(self) -> Preferences | None:
@@ -148,34 +154,57 @@ class Examination:
     def _text(self, response: Response) -> str:
         return str(self.shop.tokenizer.decode(list(response.response_ids), skip_special_tokens=True))
 
-    def _questions(self, heldout: list[Prompt]) -> list[QuestionSet]:
-        """What the recipe's `vqa` evaluations ask; the held-out prompts that have an answer, where it names no set."""
-        evaluate = self.shop.plan.recipe.evaluate
-        sets, found = question_sets(evaluate), list[QuestionSet]()
+    def _asked(self, heldout: list[Prompt]) -> Iterator[QuestionSet | Contest]:
+        """What the recipe's `vqa` and `judge` evaluations ask; the held-out prompts (that have an answer, where one is needed) for those that
+        name no set."""
+        recipe = self.shop.plan.recipe
+        sets = question_sets(recipe.evaluate)
         names = zip((file for file, _ in sets), names_of([spec.dataset for _, spec in sets]), strict=True)
-        for spec in evaluate:
-            if spec.kind == "vqa" and spec.questions:
-                file, name = next(names)
-                prompts = tuple(read_prompts(self.shop.folder / "prompts" / f"{file}.parquet"))
-                found.append(QuestionSet(name, prompts, spec.max_tokens))
-            elif spec.kind == "vqa":
-                own = tuple(replace(prompt, answers=(prompt.response,)) for prompt in heldout if prompt.response)
-                found.append(QuestionSet(HELD_OUT, own, spec.max_tokens))
-        return [one for one in found if one.prompts]
+        for index, spec in enumerate(recipe.evaluate):
+            if spec.kind not in ("vqa", "judge"):
+                continue
+            file, name = next(names) if spec.questions else ("", HELD_OUT)
+            prompts = read_prompts(self.shop.folder / "prompts" / f"{file}.parquet") if file else [replace(prompt, answers=(prompt.response,) if prompt.response else ()) for prompt in heldout]
+            if (asked := _set_of(name, prompts, spec)).prompts:
+                yield Contest(asked, spec.judge.under(f"evaluate[{index}].judge"), recipe.train.seed) if spec.judge else asked
+
+    def _judge(self, contest: Contest) -> Judge:
+        """Who compares the answers of a contest; what there is to do is told as it is done."""
+        judge, reporter = Judge(contest.spec, self.shop.reporter.advance), self.shop.reporter
+        if missing := judge.missing([case for both in contest.cases().values() for case in both]):
+            reporter.start(f"{contest.spec.model} judges", len(missing), "verdicts")
+        return judge
+
+    def _write_verdicts(self, contests: Sequence[Contest]) -> None:
+        """What judges said, for reading: subject -> a row for each prompt."""
+        for contest in contests:
+            write_json(self._folder_of(contest.questions) / "verdicts.json", {"judge": contest.spec.model, "against": contest.spec.against, "subjects": contest.verdicts})
+
+    def _folder_of(self, questions: QuestionSet) -> Path:
+        return self.folder / re.sub(r"[^\w-]+", "_", questions.name)
 
     def answer(self, model: PreTrainedModel, subject: str, questions: QuestionSet) -> dict[str, str]:
-        """What a subject answers, greedily. Answers lie in the run directory, as all responses do."""
+        """What a subject answers. Answers lie in the run directory, as all responses do."""
         shop, who = self.shop, "teacher" if subject == "teacher" else "student"
-        prompts = [prompt if prompt.prompt_ids else shop.rendered(prompt) for prompt in questions.prompts]
-        greedy = shop.plan.recipe.sampling.model_copy(update={"temperature": 0.0, "top_p": 1.0, "max_tokens": questions.max_tokens})
-        folder = self.folder / re.sub(r"[^\w-]+", "_", questions.name) / subject
-        found = shop.sample(folder, who, questions.name, model, shop.questions(prompts, who), self.adapters.get(subject), greedy)
+        sampling = shop.plan.recipe.sampling
+        settings = sampling.model_copy(update={"temperature": questions.temperature, "top_p": questions.top_p, "max_tokens": questions.max_tokens})
+        if questions.name == HELD_OUT and settings == sampling:  # what was sampled for the other evaluations
+            found = read_responses(self.folder if who == "teacher" else self.folder / subject, who)
+            assert found is not None, "the held-out prompts are answered first"
+        else:
+            prompts = [prompt if prompt.prompt_ids else shop.rendered(prompt) for prompt in questions.prompts]
+            found = shop.sample(self._folder_of(questions) / subject, who, questions.name, model, shop.questions(prompts, who), self.adapters.get(subject), settings)
         return {row.prompt_id: self._text(row) for row in found.rows()}
 
     def _decoding(self) -> str:
         sampling = self.shop.plan.recipe.sampling
-        how = "greedy" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
-        return f"{how}, at most {sampling.max_tokens} tokens"
+        return decoding(sampling.temperature, sampling.top_p, sampling.max_tokens)
+
+
+def _set_of(name: str, prompts: Sequence[Prompt], spec: EvaluationSpec) -> QuestionSet:
+    """The prompts as an evaluation asks them: those that have an answer, where it needs one."""
+    compared = spec.judge is not None and spec.judge.against != "reference"
+    return QuestionSet(name, tuple(prompt for prompt in prompts if prompt.answers or compared), spec.max_tokens, spec.temperature, spec.top_p)
 
 
 @dataclass(frozen=True)

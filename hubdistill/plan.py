@@ -24,6 +24,7 @@ from hubdistill.pairs.prompt_sources import SourceFacts, check_source
 from hubdistill.plan_checks import (
     check_adapter,
     check_distributed,
+    check_judges,
     check_lengths,
     check_publish,
     check_readers,
@@ -31,6 +32,7 @@ from hubdistill.plan_checks import (
     check_settings,
     check_stored,
     check_vllm,
+    judgements,
     planned_processes,
 )
 from hubdistill.recipe import LoadedRecipe, Recipe
@@ -133,6 +135,7 @@ class Plan:
             "prompts": asdict(self.prompts),
             "questions": [asdict(facts) for facts in self.questions],
             "preferences": asdict(self.preferences) if self.preferences else None,
+            "judges": judgements(recipe, self.prompts, self.questions),
             "loss": asdict(self.preset),
             "rounds": recipe.train.rounds,
             "prompts_at_most": self.most_prompts,
@@ -166,8 +169,8 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False, elsewhere: bool = 
     """Resolve models and data, and check everything that needs no weights.
 
     Raises RecipeError with every problem found; `offline` leaves what is not cached unresolved instead, and
-    `elsewhere` does not ask for what only the machine that will run it must have. `ask_server` asks `sampling.server` for
-    the teacher; a run does so when it samples, for by then the server may have done its work.
+    `elsewhere` does not ask for what only the machine that will run it must have. `ask_server` asks the recipe's servers for
+    the teacher and the judges; a run does so when it needs them, for by then one may have done its work, and another may not be there yet.
     """
     recipe, processes = loaded.recipe, planned_processes(loaded.recipe)
     problems = check_settings(recipe, processes, elsewhere=elsewhere)
@@ -191,6 +194,7 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False, elsewhere: bool = 
     if prompts and prompts.responses is False and preset.sides[0] and preset.fixed_responses == "data":
         problems.append(f"loss.preset: {preset.name} trains on the data set's responses, and the first prompts have none; name their column in prompts.response_column, or write loss.fixed_responses: teacher")
     problems += [] if problems else check_readers(target, {"teacher": teacher, "student": source})
+    problems += [] if problems else check_judges(recipe, prompts, questions)
     problems += [] if problems or not ask_server else check_server(recipe)
     vocab = None if problems else _common_vocab(teacher, source, offline, problems)
     if problems:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Sequence
+from typing import Any
 
 from hubdistill.errors import HubdistillError
+from hubdistill.evaluation.judge import judges
 from hubdistill.models.quantized_config import stored
 from hubdistill.models.sources import ModelFacts
+from hubdistill.pairs.prompt_sources import SourceFacts
 from hubdistill.pairs.server_client import key_of
 from hubdistill.pairs.vllm_images import FAMILIES
 from hubdistill.pairs.vllm_settings import BIASES, torchvision_installed, vllm_version
 from hubdistill.processes import told, visible_gpus
 from hubdistill.recipe import Recipe
-from hubdistill.specs import ServerSpec
+from hubdistill.specs import EndpointSpec, ServerSpec
 from hubdistill.targets.base import Target
 
 
@@ -30,8 +34,8 @@ def check_settings(recipe: Recipe, processes: int, *, elsewhere: bool = False) -
     problems += [] if elsewhere else check_engines(recipe)
     if recipe.preference and processes > 1:
         problems.append(f"preference: is tuned in one process, and {processes} are planned; write train.distributed: {{processes: 1}}, or remove it")
-    if recipe.sampling.server:
-        problems += check_key(recipe.sampling.server, elsewhere=elsewhere)
+    for server, instead in servers(recipe):
+        problems += check_key(server, instead, elsewhere=elsewhere)
     if recipe.student.dtype == "float16":
         problems.append("student.dtype: gradients vanish in float16; write bfloat16 or float32")
     problems += [
@@ -45,10 +49,16 @@ def check_settings(recipe: Recipe, processes: int, *, elsewhere: bool = False) -
     return problems
 
 
-def check_key(server: ServerSpec, *, elsewhere: bool) -> list[str]:
+def servers(recipe: Recipe) -> list[tuple[EndpointSpec, str]]:
+    """The servers that a recipe names, each with what happens without it."""
+    served: list[tuple[EndpointSpec, str]] = [(recipe.sampling.server, "sampling.engine answers")] if recipe.sampling.server else []
+    return served + [(judge, "judge where the server is") for judge in judges(recipe.evaluate)]
+
+
+def check_key(server: EndpointSpec, instead: str, *, elsewhere: bool) -> list[str]:
     """Whether the server's key is here; it goes to no other machine."""
     if elsewhere:
-        return ["sampling.server: another machine will run the recipe, and gets neither the server's key nor its address; remove it, and sampling.engine answers"]
+        return [f"{server.key}: another machine will run the recipe, and gets neither the server's key nor its address; remove it, and {instead}"]
     try:
         key_of(server)
     except HubdistillError as problem:
@@ -57,17 +67,45 @@ def check_key(server: ServerSpec, *, elsewhere: bool) -> list[str]:
 
 
 def check_server(recipe: Recipe) -> list[str]:
-    """Whether the server is there and has the teacher; asks it."""
-    server = recipe.sampling.server
-    if server is None:
-        return []
+    """Whether the servers are there and have the teacher and the judges; asks them."""
     from hubdistill.pairs.server_client import ask_for_model
 
-    try:
-        ask_for_model(server, server.model or recipe.teacher.model)
-    except HubdistillError as problem:
-        return [str(problem)]
-    return []
+    server: ServerSpec | None = recipe.sampling.server
+    problems = list[str]()
+    asked: list[tuple[EndpointSpec, str, str]] = [(server, server.model or recipe.teacher.model, "the teacher")] if server else []
+    for spec, model, role in [*asked, *((judge, judge.model, "the judge") for judge in judges(recipe.evaluate))]:
+        try:
+            ask_for_model(spec, model, role)
+        except HubdistillError as problem:
+            problems.append(str(problem))
+    return problems
+
+
+def judgements(recipe: Recipe, prompts: SourceFacts, questions: Sequence[SourceFacts]) -> list[dict[str, Any]]:
+    """Of each judge: its key, what it holds answers against, whose it judges, and how many verdicts that takes at most (None where the data
+    do not say)."""
+    found, sets = [], iter(questions)
+    everyone = ["teacher", "student", *(["warm-up"] if recipe.warmup.kind != "none" else []), *(["before preference"] if recipe.preference else []), "distilled"]
+    for index, one in enumerate(recipe.evaluate):
+        rows = next(sets).rows if one.questions else recipe.prompts.heldout
+        if one.judge:
+            asked = min((number for number in (rows, one.questions.count if one.questions else None) if number is not None), default=None)
+            subjects = [name for name in everyone if name != one.judge.against]
+            found.append({"key": f"evaluate[{index}].judge", "model": one.judge.model, "against": one.judge.against, "subjects": subjects,
+                          "verdicts_at_most": None if asked is None else 2 * asked * len(subjects)})  # fmt: skip
+    return found
+
+
+def check_judges(recipe: Recipe, prompts: SourceFacts, questions: Sequence[SourceFacts]) -> list[str]:
+    """Whether judges find what they hold answers against, and may be asked as often as it takes."""
+    problems = []
+    if prompts.responses is False and any(one.judge and one.judge.against == "reference" and not one.questions for one in recipe.evaluate):
+        problems.append("prompts.response_column: the first prompts have no ground-truth response, and a judge holds answers against it; name their column, or write judge.against: teacher or student")
+    for judge, found in zip(judges(recipe.evaluate), judgements(recipe, prompts, questions), strict=True):
+        takes, most = found["verdicts_at_most"], judge.max_requests
+        if most is not None and takes is not None and takes > most:
+            problems.append(f"{judge.key}.max_requests: {most}, and judging takes up to {takes} (in both orders, for {', '.join(found['subjects'])}); raise it, or judge fewer prompts")
+    return problems
 
 
 def planned_processes(recipe: Recipe) -> int:
@@ -118,7 +156,7 @@ def check_lengths(recipe: Recipe, models: dict[str, ModelFacts]) -> list[str]:
     wanted = {"prompts.max_tokens + sampling.max_tokens": recipe.prompts.max_tokens + recipe.sampling.max_tokens}
     for index, one in enumerate(recipe.evaluate):
         asked = one.questions or recipe.prompts
-        if one.kind == "vqa":
+        if one.kind in ("vqa", "judge"):
             wanted[f"evaluate[{index}]: {'questions' if one.questions else 'prompts'}.max_tokens + max_tokens"] = asked.max_tokens + one.max_tokens
     return [
         f"{role}.model: {names} = {tokens}, and {facts.reference} reads {limit} positions; lower one of them"

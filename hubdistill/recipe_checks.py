@@ -84,6 +84,10 @@ def check_values(value: Any, context: Context) -> Iterator[Problem]:
     sampling = value.get("sampling")
     if context.origin == "hub" and isinstance(sampling, dict) and sampling.get("server") is not None:
         yield ("sampling", "server"), "refused in a recipe from the Hub: your prompts, and a key of yours, would go to an address that others chose; copy the recipe, read it, and run the copy"
+    evaluate = value.get("evaluate")
+    for index, one in enumerate(evaluate if isinstance(evaluate, list | tuple) else ()):
+        if context.origin == "hub" and isinstance(one, dict) and one.get("judge") is not None:
+            yield ("evaluate", index, "judge"), "refused in a recipe from the Hub: your prompts, and a key of yours, would go to an address that others chose; copy the recipe, read it, and run the copy"
     for path, inner in _blocks(value):
         key = "dataset" if path[-1] in ("prompts", "questions", "preference") else "model"
         if isinstance(inner.get(key), str) and inner[key] and not _VARIABLE.search(inner[key]):
@@ -287,14 +291,20 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
             yield ("evaluate", index), f"'vqa' asks about images, and the target '{recipe.target.kind}' reads none; remove it, or write target: {{kind: vlm}}"
         if recipe.target.kind != "drafter" and (unused := [key for key in ("draft_tokens", "timed") if getattr(one, key) != type(one).model_fields[key].default]):
             yield ("evaluate", index, unused[0]), "has no effect: only the target 'drafter' decodes with drafts; remove it"
-        if one.questions and not one.questions.image_column:
+        if one.kind == "judge" and _reads_images(recipe.target.kind):
+            yield ("evaluate", index), f"'judge' reads text alone, and the target '{recipe.target.kind}' is about images; remove it"
+        if one.judge and one.judge.against == "reference" and one.questions and not one.questions.response_column:
+            yield ("evaluate", index, "questions", "response_column"), "is null, and the judge holds answers against the data's own; name their column, or write judge.against: teacher or student"
+        if one.kind == "vqa" and one.questions and not one.questions.response_column:
+            yield ("evaluate", index, "questions", "response_column"), "is null, and 'vqa' needs the right answers; name their column"
+        if one.kind == "vqa" and one.questions and not one.questions.image_column:
             yield ("evaluate", index, "questions"), "name no images, and 'vqa' measures what an image is worth; name their column in image_column"
         if one.kind == "vqa" and one.questions is None and not recipe.prompts.image_column:
             yield ("evaluate", index), "'vqa' asks the held-out prompts, and they have no images; name their column in prompts.image_column, or add `questions`"
         if one.kind == "vqa" and one.questions is None and not recipe.prompts.response_column:
             yield ("evaluate", index), "'vqa' needs known answers; add `questions`, or name the column of the prompts' answers in prompts.response_column"
     if not recipe.prompts.heldout and any(one.questions is None for one in recipe.evaluate):
-        yield ("prompts", "heldout"), "is 0 and evaluate needs held-out prompts (only `vqa` with `questions` does without); write 200, or evaluate: []"
+        yield ("prompts", "heldout"), "is 0 and evaluate needs held-out prompts (only `vqa` and `judge` with `questions` do without); write 200, or evaluate: []"
 
 
 def _publish(recipe: Recipe) -> Iterator[Problem]:

@@ -21,6 +21,8 @@ _OTHER_NAMES = {
     "hub_model_id": "repo", "model_name_or_path": "model", "torch_dtype": "dtype", "report_to": "tracker", "max_samples": "count", "method": "preset",
     "field": "column", "type": "kind", "skew": "alpha", "subset": "config",
 }  # fmt: skip
+# And of what is measured: 'rouge' is nearer to 'judge' than to what it means.
+_OTHER_VALUES = {"rouge": "overlap", "rouge_l": "overlap", "rougel": "overlap", "perplexity": "divergence", "win_rate": "judge", "alpaca_eval": "judge", "alpacaeval": "judge", "mt_bench": "judge"}
 # What other trainers call columns, without `_column`.
 _COLUMNS = {"answer": "response", "answers": "response", "label": "response", "target": "response", "output": "response", "completion": "response", "reference": "response",
             "img": "image", "picture": "image", "kind": "type", "category": "type", "group": "type"}  # fmt: skip
@@ -196,7 +198,8 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def _not_one_of(value: str, choices: list[str]) -> str:
-    guess = nearest(value, choices)
+    meant = _OTHER_VALUES.get(value.lower().replace("-", "_"))
+    guess = meant if meant in choices else nearest(value, choices)
     hint = f"did you mean '{guess}'?" if guess else "choose one of these"
     return f"'{show(value)}' is not one of: {', '.join(choices)}; {hint}"
 

@@ -6,7 +6,7 @@ The JSON schema and docs/recipe.md are generated from this file: `python -m hubd
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, Strict, field_validator, model_validator
@@ -19,6 +19,19 @@ class Spec(BaseModel):
     """Base of all recipe blocks: frozen, strict about types, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    _key: str = PrivateAttr("")
+
+    @property
+    def key(self) -> str:
+        """The block of the recipe that errors name, where code asks for it."""
+        return self._key
+
+    def under(self, key: str) -> Self:
+        """The same, as the block `key` of the recipe."""
+        found = self.model_copy()
+        found._key = key
+        return found
 
 
 class ModelSpec(Spec):
@@ -77,17 +90,6 @@ class SourceSpec(Spec):
     streaming: bool = Field(False, description="Stream the Hub dataset instead of downloading it (data sets larger than the disk).")
 
     @property
-    def key(self) -> str:
-        """The block of the recipe that errors name."""
-        return self._key
-
-    def under(self, key: str) -> Self:
-        """The same, as the block `key` of the recipe."""
-        found = self.model_copy()
-        found._key = key
-        return found
-
-    @property
     def columns(self) -> dict[str, str]:
         """The columns that are read, by the field that names each."""
         return {field: name for field in type(self).model_fields if field.endswith("column") and (name := getattr(self, field))}
@@ -100,11 +102,11 @@ class PromptsSpec(SourceSpec):
 
 
 class QuestionsSpec(SourceSpec):
-    """Questions with known answers, which `response_column` holds: a text, or a list with one answer for each annotator."""
+    """Questions, with known answers in `response_column`: a text, or a list with one answer for each annotator."""
 
     _key: str = PrivateAttr("questions")
 
-    response_column: str = Field("answers", min_length=1, description="Column with the answers: a text, or a list (one for each annotator, as in OK-VQA and TextVQA).")
+    response_column: str | None = Field("answers", min_length=1, description="Column with the answers: a text, or a list (one for each annotator, as in OK-VQA and TextVQA; a judge is shown the first). null where there are none, for a judge that needs none.")
     type_column: str | None = Field(None, min_length=1, description="Column with the type of the question; results are also given by type.")
     instruction: str = Field("", max_length=1000, description="Text put after each question on a line of its own, such as how long the answer shall be.")
 
@@ -130,11 +132,10 @@ class VllmSpec(Spec):
     data_parallel_size: int = Field(1, ge=1, le=256, description="Engines that share the prompts, each a copy of the model on `tensor_parallel_size` devices of its own.")
 
 
-class ServerSpec(Spec):
-    """An OpenAI-compatible server that gives the teacher's responses of the rounds (vLLM, SGLang, transformers serve). The teacher's weights are needed here all the same: the loss is over its whole vocabulary."""
+class EndpointSpec(Spec):
+    """An OpenAI-compatible server."""
 
     url: str = Field(description="Address as OpenAI clients take it, for example `http://127.0.0.1:8000/v1`; https where others can read the network. No user name, password or key in it.")
-    model: str | None = Field(None, min_length=1, description="Name that the server gives the teacher; `teacher.model` without it.")
     api_key_env: str | None = Field(None, description="Environment variable that holds the server's key, for example OPENAI_API_KEY; none is sent without it.")
     concurrency: int = Field(16, ge=1, le=1024, description="Requests in flight at once.")
     timeout: float = Field(600.0, gt=0, description="Seconds that one answer may take.")
@@ -164,6 +165,37 @@ class ServerSpec(Spec):
     def host(self) -> str:
         """The address without scheme and path."""
         return urlsplit(self.url).netloc
+
+
+class ServerSpec(EndpointSpec):
+    """An OpenAI-compatible server that gives the teacher's responses of the rounds (vLLM, SGLang, transformers serve). The teacher's weights are needed here all the same: the loss is over its whole vocabulary."""
+
+    _key: str = PrivateAttr("sampling.server")
+
+    model: str | None = Field(None, min_length=1, description="Name that the server gives the teacher; `teacher.model` without it.")
+
+
+class JudgeSpec(EndpointSpec):
+    """The model that says which of two answers is better, asked in both orders (docs/evaluation.md)."""
+
+    _key: str = PrivateAttr("judge")
+
+    model: str = Field(min_length=1, description="Name that the server gives the judge.")
+    against: Literal["reference", "teacher", "student"] = Field("reference", description="What an answer is held against: the data's own (`response_column`), the teacher's, or that of the student before training.")
+    temperature: float | None = Field(0.7, ge=0, le=5, description="Sampling temperature of the judge (the paper's 0.7); null leaves it to the server, for models that refuse any.")
+    max_tokens: int = Field(1024, ge=1, description="Longest verdict with its explanation, in tokens.")
+    input_price: float | None = Field(None, ge=0, description="US dollars for a million tokens that the judge reads; what judging cost is told where both prices are given.")
+    output_price: float | None = Field(None, ge=0, description="US dollars for a million tokens that the judge writes.")
+    max_requests: int | None = Field(None, ge=1, description="Requests that this evaluation may take, those of verdicts that were kept from before included; it ends with an error before more are sent.")
+    max_cost: float | None = Field(None, gt=0, description="US dollars that it may cost, counted likewise; needs both prices.")
+
+    @model_validator(mode="after")
+    def _prices_come_together(self) -> JudgeSpec:
+        if (self.input_price is None) != (self.output_price is None):
+            raise ValueError("input_price and output_price go together; write both (0 for what is free), or neither")
+        if self.max_cost is not None and self.input_price is None:
+            raise ValueError("max_cost needs input_price and output_price; write both, or remove it")
+        return self
 
 
 class SamplingSpec(Spec):
@@ -248,18 +280,35 @@ class TrainSpec(Spec):
 class EvaluationSpec(Spec):
     """One evaluation, on the held-out prompts or on a set of questions."""
 
-    kind: Literal["divergence", "overlap", "vqa", "acceptance"] = Field(description="divergence: kl, skl, srkl, NLL, top-1 agreement. overlap: ROUGE-L against the teacher's response. vqa: right answers, with the image and, as a control, without. acceptance: how often the teacher would accept a token that the student drafts; with target drafter also speculative decoding itself, timed.")
-    questions: QuestionsSpec | None = Field(None, description="vqa: the set that is asked (its keys are below); without it, the held-out prompts that have a ground-truth response.")
-    max_tokens: int = Field(16, ge=1, description="vqa: longest answer, in tokens; answers are sampled greedily.")
+    kind: Literal["divergence", "overlap", "vqa", "acceptance", "judge"] = Field(description="divergence: kl, skl, srkl, NLL, top-1 agreement. overlap: ROUGE-L against the teacher's response. vqa: right answers, with the image and, as a control, without. acceptance: how often the teacher would accept a token that the student drafts; with target drafter also speculative decoding itself, timed. judge: how often another model prefers the answer (docs/evaluation.md).")
+    questions: QuestionsSpec | None = Field(None, description="vqa, judge: the set that is asked (its keys are below); without it, the held-out prompts, those that have a ground-truth response where it is needed.")
+    max_tokens: int = Field(16, ge=1, description="vqa, judge: longest answer, in tokens; without it 512 for judge (the paper's).")
+    temperature: float = Field(0.0, ge=0, le=5, description="judge: sampling temperature of the answers, 0 is greedy; without it 0.8 (the paper's). vqa is answered greedily.")
+    top_p: float = Field(1.0, gt=0, le=1, description="judge: nucleus sampling mass of the answers; without it 0.95 (the paper's).")
     draft_tokens: int = Field(4, ge=1, le=8, description="acceptance, target drafter: tokens drafted before each verification.")
     timed: int = Field(16, ge=1, description="acceptance, target drafter: held-out prompts that are decoded with and without the drafter.")
+    judge: JudgeSpec | None = Field(None, description="judge: who judges, against what, and for how much at most.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _decoding_of_its_kind(cls, given: Any) -> Any:
+        kind = given.get("kind") if isinstance(given, dict) else None
+        return {**DECODING.get(kind, {}), **given} if isinstance(kind, str) else given
 
     @model_validator(mode="after")
     def _belongs_to_its_kind(self) -> EvaluationSpec:
-        for kind, keys in (("vqa", ("questions", "max_tokens")), ("acceptance", ("draft_tokens", "timed"))):
-            if self.kind != kind and any(getattr(self, key) != type(self).model_fields[key].default for key in keys):
-                raise ValueError(f"{' and '.join(keys)} belong to kind: {kind}; remove them from kind: {self.kind}")
+        for kinds, keys in BELONGS:
+            if self.kind not in kinds and any(getattr(self, key) != type(self).model_fields[key].default for key in keys):
+                raise ValueError(f"{' and '.join(keys)} belong to kind: {' or '.join(kinds)}; remove them from kind: {self.kind}")
+        if self.kind == "judge" and self.judge is None:
+            raise ValueError("kind: judge needs `judge`, who judges; write judge: {url: ..., model: ...}")
         return self
+
+
+# How the answers of an evaluation are sampled, where it does not say (appendix C.3 of the paper).
+DECODING: dict[str, dict[str, Any]] = {"judge": {"max_tokens": 512, "temperature": 0.8, "top_p": 0.95}}
+# Keys of EvaluationSpec that some kinds alone have.
+BELONGS = ((("vqa", "judge"), ("questions", "max_tokens")), (("acceptance",), ("draft_tokens", "timed")), (("judge",), ("judge", "temperature", "top_p")))
 
 
 class PublishSpec(Spec):

@@ -7,19 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hubdistill.evaluation.judge import WIN_RATE
 from hubdistill.evaluation.questions import OF_TYPE, RIGHT_ANSWERS
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.hub import card as cards
 from hubdistill.hub.publish import Published
+from hubdistill.hub.results import judged
 from hubdistill.publication import location
 
-SHOWN = ("gap_closed", "speed_up", "accepted_length", "acceptance", "perplexity", "kl", "agreement", "rouge_l", "preference", "vqa_accuracy", "exact_match", "latency", "memory")  # metrics that `run` ends with; of questions the whole set
+SHOWN = ("gap_closed", "speed_up", "accepted_length", "acceptance", "perplexity", "kl", "agreement", "rouge_l", "preference", "vqa_accuracy", "exact_match", "win_rate", "latency", "memory")  # metrics that `run` ends with; of questions the whole set
+OF_QUESTIONS = (*RIGHT_ANSWERS, WIN_RATE)
 
 
 def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measurement, ...], done: Published | None) -> dict[str, Any]:
     """What `run` ends with, as data."""
     chosen = [row for row in measurements if row.subject == "distilled" and row.metric in SHOWN and OF_TYPE not in row.on]
-    prompts = max((row.n for row in chosen if row.metric not in (*RIGHT_ANSWERS, "preference")), default=0)
+    prompts = max((row.n for row in chosen if row.metric not in (*OF_QUESTIONS, "preference")), default=0)
     by_key = {(row.metric, row.on, row.subject): row for row in measurements}
     base_missing = not location(path).on_hub
     name = record["name"].replace("/", "-")
@@ -31,7 +34,8 @@ def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measureme
         "time": cards.duration(sum(record["seconds"].values())),
         "memory": record.get("memory", []),
         "prompts": prompts,
-        "results": [_result_line(row, by_key) + (f"   (n = {row.n})" if row.n and (row.metric in RIGHT_ANSWERS or row.n != prompts) else "") for row in chosen],
+        "results": [_result_line(row, by_key) + (f"   (n = {row.n})" if row.n and (row.metric in OF_QUESTIONS or row.n != prompts) else "") for row in chosen],
+        "judged": [f"{row.subject} {row.on}: {judged(row.judged)}" for row in measurements if row.judged and OF_TYPE not in row.on],
         "measurements": [row.as_dict() for row in measurements],
         "repo": done.repo if done else None,
         "url": done.url if done else None,

@@ -5,7 +5,8 @@
 `style`: "vllm" takes token ids and its own keys, and gives ids back; "ids" takes ids and ignores keys that it does not
 know; "serve" is as `transformers serve`, which takes text and refuses keys that it does not know; "text" takes text
 and no generation config. `fail` maps the number of a completion request (from 0) to a status, or to a body that is
-answered as it is; "down" closes the connection.
+answered as it is; a float is seconds to wait before the answer. `/chat/completions` is answered by `chat`: messages and
+body -> the text, or a whole answer as a dict; its requests are among `asked` and `fail` as well.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +36,8 @@ class CompletionsServer:
         self.fail = fail or {}
         self.asked: list[dict[str, Any]] = []
         self.said: list[dict[str, Any]] = []
+        self.chat: Callable[[list[dict[str, str]], dict[str, Any]], str | dict[str, Any]] | None = None
+        self.retry_after = "0"
         self.pause = 0.0  # seconds before each completion
         self.most = 0  # requests at once
         self._at_once, self._lock = 0, threading.Lock()
@@ -65,6 +69,13 @@ class CompletionsServer:
 
         @app.post("/v1/completions")
         def completions(request: Request, body: dict[str, Any]) -> Response:
+            return answered(request, body, self._completion)
+
+        @app.post("/v1/chat/completions")
+        def chats(request: Request, body: dict[str, Any]) -> Response:
+            return answered(request, body, self._chat)
+
+        def answered(request: Request, body: dict[str, Any], answer: Callable[[dict[str, Any]], Response]) -> Response:
             with self._lock:
                 number = len(self.asked)
                 self.asked.append(body)
@@ -72,7 +83,7 @@ class CompletionsServer:
                 self.most = max(self.most, self._at_once)
             try:
                 time.sleep(self.pause)
-                return self._refusal(request) or self._failure(number) or self._completion(body)
+                return self._refusal(request) or self._failure(number) or answer(body)
             finally:
                 with self._lock:
                     self._at_once -= 1
@@ -89,8 +100,10 @@ class CompletionsServer:
         how = self.fail.get(number, self.fail.get(-1))
         if how is None:
             return None
+        if isinstance(how, float):
+            return time.sleep(how)  # type: ignore[func-returns-value]
         if isinstance(how, int):
-            return JSONResponse({"error": {"message": f"told to fail, key {self.key}"}}, how, headers={"retry-after": "0"} if how == 429 else None)
+            return JSONResponse({"error": {"message": f"told to fail, key {self.key}"}}, how, headers={"retry-after": self.retry_after} if how == 429 else None)
         return PlainTextResponse(how) if isinstance(how, str) else JSONResponse(how)
 
     def _completion(self, body: dict[str, Any]) -> Response:
@@ -104,6 +117,18 @@ class CompletionsServer:
         answer = self._answer(body)
         self.said.append(answer)
         return JSONResponse(answer)
+
+    def _chat(self, body: dict[str, Any]) -> Response:
+        if self.chat is None:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        if body["model"] != self.name:
+            return JSONResponse({"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
+        said = self.chat(body["messages"], body)
+        if isinstance(said, dict):
+            return JSONResponse(said, said.pop("status", 200))
+        read, written = sum(len(turn["content"].split()) for turn in body["messages"]), len(said.split())
+        choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+        return JSONResponse({"id": "chat-1", "object": "chat.completion", "model": self.name, "choices": [choice], "usage": {"prompt_tokens": read, "completion_tokens": written}})
 
     def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
         prompt = body["prompt"] if isinstance(body["prompt"], list) else self.tokenizer(body["prompt"])["input_ids"]

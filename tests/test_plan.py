@@ -162,7 +162,7 @@ def test_the_drafter_recipe_has_a_plan(plans):
     assert [plan[key]["reference"] for key in ("teacher", "student")] == models
     assert [plan[key]["commit"] for key in ("teacher", "student")] == [plans["heads"][one] for one in models]
     assert (plan["prompts_at_most"], plan["rounds"], plan["common_vocabulary"], plan["warnings"]) == (50_000, 3, 151936, [])
-    assert plan["recipe"]["evaluate"][1] == {"kind": "acceptance", "questions": None, "max_tokens": 16, "draft_tokens": 4, "timed": 50}
+    assert plan["recipe"]["evaluate"][1].items() >= {"kind": "acceptance", "questions": None, "draft_tokens": 4, "timed": 50}.items()
 
 
 @pytest.mark.parametrize("name", INT4)

@@ -186,7 +186,7 @@ def test_questions_alone_need_no_held_out_prompts(tmp_path: Path, monkeypatch, c
     changes = ("prompts.heldout=0", "prompts.count=8", "train.rounds=1", "warmup.kind=none", "sampling.max_tokens=4")
     code, _, said = called(monkeypatch, capsys, "run", "smoke/vlm", *changes, f"evaluate=[{asked}, {{kind: vqa}}]")
     assert code == 2
-    assert "prompts.heldout: is 0 and evaluate needs held-out prompts (only `vqa` with `questions` does without)" in said
+    assert "prompts.heldout: is 0 and evaluate needs held-out prompts (only `vqa` and `judge` with `questions` do without)" in said
     code, out, said = called(monkeypatch, capsys, "run", "smoke/vlm", *changes, f"evaluate=[{asked}]")
     assert code == 0, said
     assert re.search(r"\. Results \(mean and 95 % interval\):\n  exact_match on smoke_vlm, share, higher is better: student .*\(n = 18\)\n", out)

@@ -16,6 +16,7 @@ from hubdistill import __version__
 from hubdistill.compare.cells import Comparison
 from hubdistill.compare.pages import RESULT
 from hubdistill.evaluation.heldout import ON_OWN, ON_TEACHER, ON_TRUTH, UNITS
+from hubdistill.evaluation.judge import WIN_RATE
 from hubdistill.evaluation.questions import RIGHT_ANSWERS
 from hubdistill.evaluation.statistics import ENOUGH, holm, mean_and_interval, paired_p
 from hubdistill.files import write_json
@@ -31,7 +32,7 @@ def collected(comparison: Comparison) -> dict[str, Any]:
     methods = [method.name for method in comparison.settled]
     cells = {method.name: {seed: comparison.cell(method, seed) for seed in comparison.seed_numbers} for method in comparison.settled}
     values = {name: {seed: read_json(path / "evaluation" / "values.json") for seed, path in found.items()} for name, found in cells.items()}
-    asked = [(metric, on) for metric, on in _metrics(values[methods[0]].values())]
+    asked = [(metric, on, by_subject(values, f"{metric}, {on}")) for metric, on in _metrics(values[methods[0]].values())]
     found = {
         "hubdistill": __version__,
         "recipe": comparison.plan.loaded.name,
@@ -41,7 +42,7 @@ def collected(comparison: Comparison) -> dict[str, Any]:
         "seeds": comparison.seed_numbers,
         "enough": ENOUGH,
         "methods": [_method(name, method.overrides, cells[name].values()) for name, method in zip(methods, comparison.settled, strict=True)],
-        "metrics": [compared(metric, on, by_subject(values, f"{metric}, {on}"), methods) for metric, on in asked],
+        "metrics": [compared(metric, on, subjects, methods) for metric, on, subjects in asked if _on_the_same(subjects, methods)],
         "curves": {name: curves([path / "metrics.jsonl" for path in found.values()]) for name, found in cells.items()},
     }
     write_json(comparison.folder / RESULT, found)
@@ -51,8 +52,13 @@ def collected(comparison: Comparison) -> dict[str, Any]:
 def _metrics(values: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """What was measured: first what methods are compared by, then sets of questions."""
     names = [key for one in values for key in one]
-    others = [(metric, on) for metric, _, on in (name.partition(", ") for name in names) if metric in RIGHT_ANSWERS]
+    others = [(metric, on) for metric, _, on in (name.partition(", ") for name in names) if metric in (*RIGHT_ANSWERS, WIN_RATE)]
     return list(dict.fromkeys([one for one in COMPARED if ", ".join(one) in names] + others))
+
+
+def _on_the_same(found: Mapping[str, BySeed], methods: Sequence[str]) -> bool:
+    """Whether each method shares prompts with the first: of some a judge may have given no verdict."""
+    return all(any(one.keys() & found[methods[0]][seed].keys() for seed, one in found[name].items()) for name in methods)
 
 
 def by_subject(values: Mapping[str, Mapping[int, Any]], key: str) -> dict[str, BySeed]:

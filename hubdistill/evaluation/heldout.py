@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hubdistill.evaluation.acceptance import LONGEST
 from hubdistill.evaluation.divergence import Scorer
+from hubdistill.evaluation.judge import WIN_RATE, Contest
+from hubdistill.evaluation.judge_client import Judge
 from hubdistill.evaluation.overlap import rouge_l
 from hubdistill.evaluation.preference import ON_PREFERENCES, Preferences
 from hubdistill.evaluation.questions import OF_TYPE, RIGHT_ANSWERS, Answer, QuestionSet, score, set_of
@@ -30,6 +32,7 @@ UNITS = {
     "rouge_l": ("F1", "higher"),
     "vqa_accuracy": ("share", "higher"),
     "exact_match": ("share", "higher"),
+    WIN_RATE: ("share", "higher"),
     "acceptance": ("share", "higher"),
     "speed_up": ("times plain decoding", "higher"),
     "accepted_length": ("tokens a verification", "higher"),
@@ -63,7 +66,9 @@ class HeldOut:
     decoding: str
     seed: int
     questions: Sequence[QuestionSet] = ()
-    answer: Answer | None = None  # where there are questions
+    answer: Answer | None = None  # where there are questions, or contests
+    contests: Sequence[Contest] = ()  # whose answers a judge compares
+    judge: Callable[[Contest], Judge] | None = None  # where there are contests
     truth: Sequence[Response] = ()  # the data set's own responses to the held-out prompts
     longest: int = 0  # tokens of a response, at most
     stop_ids: tuple[int, ...] = ()  # that end a response
@@ -87,13 +92,15 @@ def measure(heldout: HeldOut, specs: Sequence[EvaluationSpec], also: Also | None
         own = heldout.scorer.score(heldout.scorer.teacher, list(heldout.teacher_responses.rows()))
         heldout.keep("teacher", "nll", ON_TEACHER, own["nll"])
         _score_truth(heldout, "teacher", heldout.scorer.teacher)
-    _score_preferences(heldout, "teacher", heldout.scorer.teacher)
-    if heldout.questions:
+    if heldout.preferences:
+        _score_preferences(heldout, "teacher", heldout.scorer.teacher)
+    if heldout.questions or heldout.contests:
         _ask(heldout, "teacher", heldout.scorer.teacher)
     if also:
         also("teacher", heldout.scorer.teacher)
     for subject in heldout.subjects:
         _measure_subject(heldout, subject, kinds, also)
+    _judge(heldout)
     return summaries(heldout)
 
 
@@ -103,7 +110,7 @@ def summaries(heldout: HeldOut, metrics: Collection[str] = tuple(UNITS)) -> list
 
 
 def _measure_subject(heldout: HeldOut, subject: Subject, kinds: set[str], also: Also | None) -> None:
-    if subject.name in heldout.known and not also and not heldout.questions:
+    if subject.name in heldout.known and not also and not heldout.questions and not heldout.contests:
         for key, values in heldout.known[subject.name].items():
             metric, _, on = key.partition(", ")
             heldout.keep(subject.name, metric, on, dict(values))
@@ -148,11 +155,27 @@ def _ask(heldout: HeldOut, name: str, model: PreTrainedModel) -> None:
         # The whole set with images and without them, then its types: the control stands beside what it controls.
         for on, values in sorted((pair for one in found for pair in one.items()), key=lambda pair: OF_TYPE in pair[0]):
             heldout.keep(name, questions.metric, on, values)
+    for contest in heldout.contests:
+        assert heldout.answer is not None, "who brings contests brings what answers their questions"
+        contest.answers[name] = dict(heldout.answer(model, name, contest.questions))
+
+
+def _judge(heldout: HeldOut) -> None:
+    """When everyone has answered. Who has no prompt with two verdicts has no win rate."""
+    for contest in heldout.contests:
+        assert heldout.judge is not None, "who brings contests brings a judge"
+        contest.judge(heldout.judge(contest))
+        for (subject, on), outcome in contest.outcomes.items():
+            if outcome.values:
+                heldout.keep(subject, WIN_RATE, on, outcome.values)
 
 
 def _rows(heldout: HeldOut, metric: str, on: str, by_subject: dict[str, dict[str, float]]) -> list[Measurement]:
     unit, better = UNITS[metric]
     described: dict[str, Any] = {"metric": metric, "on": on, "unit": unit, "better": better, "decoding": heldout.decoding, "seed": heldout.seed}
+    contest = next((one for one in heldout.contests if metric == WIN_RATE and any(on == told for _, told in one.outcomes)), None)
+    if contest:
+        described |= {"decoding": contest.questions.decoding, "split": contest.questions.split}
     if metric in RIGHT_ANSWERS:
         asked = next(one for one in heldout.questions if one.name == set_of(on))
         described |= {"decoding": asked.decoding, "split": asked.split}
@@ -165,8 +188,9 @@ def _rows(heldout: HeldOut, metric: str, on: str, by_subject: dict[str, dict[str
     rows: list[Measurement] = []
     earlier: list[str] = []
     for name, values in by_subject.items():
-        differences = tuple(paired_difference(values, by_subject[other], other, heldout.seed) for other in earlier)
-        rows.append(summarise(values, **described, subject=name, differences=differences))
+        differences = tuple(paired_difference(values, by_subject[other], other, heldout.seed) for other in earlier if values.keys() & by_subject[other].keys())
+        tally = asdict(contest.outcomes[name, on].tally) if contest else None
+        rows.append(summarise(values, **described, subject=name, differences=differences, judged=tally))
         if name != "teacher":
             earlier.append(name)
     return rows

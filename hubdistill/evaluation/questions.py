@@ -19,15 +19,18 @@ HELD_OUT = "held-out prompts"  # the name of the set that is no set of its own
 QUESTIONS = "questions"  # the split of what was measured on a set of questions, which is not the prompts' data set
 BLIND = f", {NO_IMAGE}"  # ends the name of a set that is asked blind
 OF_TYPE = " / "  # comes before a type of question
+AGAINST = ", against "  # comes before what answers were held against by a judge
 
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """Questions with answers; `max_tokens` is the longest response."""
+    """Questions, most with answers; `max_tokens` is the longest response, greedy at temperature 0."""
 
     name: str
     prompts: tuple[Prompt, ...]
     max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
 
     @property
     def split(self) -> str:
@@ -37,7 +40,7 @@ class QuestionSet:
     @property
     def decoding(self) -> str:
         """How they are answered, in words."""
-        return f"greedy, at most {self.max_tokens} tokens"
+        return decoding(self.temperature, self.top_p, self.max_tokens)
 
     @property
     def metric(self) -> str:
@@ -50,6 +53,12 @@ class QuestionSet:
         return replace(self, name=f"{self.name}{BLIND}", prompts=tuple(without_images(prompt) for prompt in self.prompts))
 
 
+def decoding(temperature: float, top_p: float, max_tokens: int) -> str:
+    """How responses are sampled, in words."""
+    how = "greedy" if temperature == 0 else f"temperature {temperature:g}, top-p {top_p:g}"
+    return f"{how}, at most {max_tokens} tokens"
+
+
 def question_sets(evaluate: Sequence[EvaluationSpec]) -> list[tuple[str, QuestionsSpec]]:
     """(file name in `prompts/`, where they come from) of each set of questions that a recipe names."""
     specs = [one.questions.under(f"evaluate[{index}].questions") for index, one in enumerate(evaluate) if one.questions]
@@ -60,14 +69,14 @@ def names_of(datasets: Sequence[str]) -> list[str]:
     """A name for each set of questions, from its file or Hub id; the second of one name says its number."""
     found: list[str] = []
     for number, dataset in enumerate(datasets, 1):
-        name = re.sub(r"\.(jsonl|json|parquet|csv)$", "", dataset.removeprefix(SHIPPED).rpartition("/")[2]).removesuffix(BLIND)
+        name = re.sub(r"\.(jsonl|json|parquet|csv)$", "", dataset.removeprefix(SHIPPED).rpartition("/")[2]).removesuffix(BLIND).replace(AGAINST, " against ")
         found.append(f"{name} ({number})" if name in (*found, HELD_OUT) else name)
     return found
 
 
 def set_of(on: str) -> str:
-    """The name of the set of what was measured on: without the type of question, and without the mark of the blind control."""
-    return on.split(OF_TYPE)[0].removesuffix(BLIND)
+    """The name of the set of what was measured on: without the type of question, the mark of the blind control, and what it was held against."""
+    return on.split(OF_TYPE)[0].split(AGAINST)[0].removesuffix(BLIND)
 
 
 def not_trained_on(questions: Sequence[Prompt], trained: Sequence[Prompt], instruction: str) -> list[Prompt]:

@@ -48,6 +48,7 @@ class Measurement:
     decoding: str = ""  # how the responses it was measured on were sampled
     seed: int = 0
     differences: tuple[Difference, ...] = ()
+    judged: dict[str, Any] | None = None  # of a win rate: who judged, and what came of it (judge.Tally)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

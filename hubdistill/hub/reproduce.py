@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from hubdistill import __version__
+from hubdistill.evaluation.judge import judges
 from hubdistill.hub.local_names import short_names
 from hubdistill.plan import Plan
 from hubdistill.recipe import dump_resolved
 from hubdistill.shipped import SHIPPED
-from hubdistill.specs import PublishSpec
+from hubdistill.specs import EndpointSpec, PublishSpec
 
 SERVER = "http://SERVER"  # in place of the address of one, which is nobody else's business
 
@@ -20,12 +21,14 @@ def public_names(plan: Plan) -> dict[str, str]:
     data = [facts.reference for facts in plan.data if facts.kind == "local" and not facts.reference.startswith(SHIPPED)]
     server = plan.recipe.sampling.server
     models += [(plan.served_as, "")] if server and "/" in plan.served_as[:2] else []  # a folder of the server's
-    return short_names(models, data) | ({server.url: SERVER} if server else {})
+    servers: list[EndpointSpec] = [*([server] if server else []), *judges(plan.recipe.evaluate)]
+    return short_names(models, data) | {one.url: SERVER for one in servers}
 
 
 def files_of_this_machine(plan: Plan) -> list[str]:
-    """What the recipe names that only this machine has; without it nobody else can run the recipe as it is."""
-    sources: list[Any] = [plan.teacher, plan.student_source, *plan.data]
+    """What the published recipe names that only this machine has; without it nobody else can run the recipe as it is."""
+    judged = [facts for one, facts in zip([one for one in plan.recipe.evaluate if one.questions], plan.questions, strict=True) if one.judge]
+    sources: list[Any] = [plan.teacher, plan.student_source, *(facts for facts in plan.data if all(facts is not one for one in judged))]
     return sorted({facts.reference for facts in sources if facts.kind == "local" and not facts.reference.startswith(SHIPPED)})
 
 
@@ -42,8 +45,10 @@ def pinned_recipe(plan: Plan, publish: PublishSpec | None = None) -> str:
     if recipe.preference:
         pins["preference"] = pinned(recipe.preference, "dataset", plan.preferences)
     sets = iter(plan.questions)
-    pins["evaluate"] = tuple(one.model_copy(update={"questions": pinned(one.questions, "dataset", next(sets))}) if one.questions else one for one in recipe.evaluate)
+    evaluate = [one.model_copy(update={"questions": pinned(one.questions, "dataset", next(sets))}) if one.questions else one for one in recipe.evaluate]
+    pins["evaluate"] = tuple(one for one in evaluate if one.judge is None)
     served = f"# The teacher's responses came from a server, as {names.get(plan.served_as, plan.served_as)}; here sampling.engine samples them.\n" if recipe.sampling.server else ""
+    served += "".join(f"# An evaluation is left out, for it needs a server: {names.get(one.model, one.model)} judged answers against the {one.against}.\n" for one in judges(recipe.evaluate))
     pins["sampling"] = recipe.sampling.model_copy(update={"server": None})
     header = f"# Made by hubdistill {__version__} from the recipe '{plan.loaded.name}': every default spelled out, every revision pinned.\n"
     return header + served + dump_resolved(recipe.model_copy(update={**pins, "publish": publish}))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hubdistill.evaluation.questions import QUESTIONS, RIGHT_ANSWERS, set_of
+from hubdistill.evaluation.judge import WIN_RATE
+from hubdistill.evaluation.questions import OF_TYPE, QUESTIONS, RIGHT_ANSWERS, set_of
 from hubdistill.evaluation.statistics import ENOUGH, Difference, Measurement
 from hubdistill.hub.markdown import Markdown, text
 from hubdistill.pairs.prompt_report import counted
@@ -26,6 +27,7 @@ METRICS = {
     "vqa_accuracy": "VQA accuracy",
     "exact_match": "exact match",
     "perplexity": "perplexity",
+    WIN_RATE: "win rate",
     "acceptance": "expected acceptance of a drafted token",
     "speed_up": "speed of decoding with it as drafter",
     "accepted_length": "tokens that a verification gives",
@@ -78,13 +80,14 @@ def results(measurements: Sequence[Measurement]) -> Results:
     subjects += sorted({m.subject for m in measurements} - set(SUBJECTS))
     groups: dict[tuple[object, ...], dict[str, Measurement]] = {}
     for m in measurements:
-        groups.setdefault((m.metric, m.on, m.unit, m.better, m.split, m.n), {})[m.subject] = m
+        same = () if m.judged else (m.n,)  # of each subject a judge may leave other prompts without a verdict
+        groups.setdefault((m.metric, m.on, m.unit, m.better, m.split, *same), {})[m.subject] = m
     head = ("metric", *(SUBJECTS.get(s, s) for s in subjects), "better", "n")
     return Results(
         header=tuple(text(h) for h in head),
         rows=tuple(_row(group, subjects) for group in groups.values()),
         differences=_differences(measurements),
-        decoding=tuple(text(line) for line in dict.fromkeys(_how(m) for m in measurements)),
+        decoding=tuple(text(line) for line in dict.fromkeys(line for m in measurements for line in _how(m))),
         counted=any(not m.n for m in measurements),
     )
 
@@ -97,7 +100,8 @@ def _row(group: dict[str, Measurement], subjects: Sequence[str]) -> tuple[Markdo
         bold = "**" if subject == "distilled" else ""
         interval = f" {_interval(m.low, m.high)}" if m and m.n else ""
         cells.append(Markdown(f"{bold}{number(m.value)}{bold}{interval}") if m else Markdown("–"))
-    return (*cells, text(first.better), Markdown(str(first.n or "–")))
+    counts = sorted({m.n for m in group.values()})
+    return (*cells, text(first.better), Markdown("–".join(map(str, (counts[0], counts[-1]) if len(counts) > 1 else counts)) if first.n else "–"))
 
 
 def _differences(measurements: Sequence[Measurement]) -> tuple[Markdown, ...]:
@@ -116,13 +120,34 @@ def _difference(m: Measurement, d: Difference) -> Markdown:
     return text(f"{_label(m)}, {who} minus {other}: {value} {m.unit}: {verdict}")
 
 
-def _how(m: Measurement) -> str:
+def judged(tally: Mapping[str, Any]) -> str:
+    """What came of judging one subject, in words."""
+    verdicts = tally["wins"] + tally["ties"] + tally["losses"]
+    parts = [f"{counted(verdicts, 'verdict')} ({tally['wins']} won, {tally['ties']} tied, {tally['losses']} lost), {tally['unparsed']} more that could not be read"]
+    parts += [f"{counted(tally['equal'], 'answer')} equal to the other, a tie without asking"] if tally["equal"] else []
+    parts += [f"the same verdict in both orders on {tally['consistent']:.0%} of the prompts"] if tally["consistent"] is not None else []
+    parts += [f"{tally['tokens_in']:,} tokens read and {tally['tokens_out']:,} written" + (f", ${tally['cost']:.2f}" if tally["cost"] is not None else "")]
+    return "; ".join(parts)
+
+
+def _how(m: Measurement) -> tuple[str, ...]:
     if not m.n:  # counted, not a mean over prompts
-        return f"{_label(m)}: all weights, as they are loaded here"
+        return (f"{_label(m)}: all weights, as they are loaded here",)
     decoding = f", decoding {m.decoding}" if m.decoding else ""
     if m.metric in RIGHT_ANSWERS:
-        return f"{set_of(m.on)}: questions with and without their images{decoding}, seed {m.seed}"
-    return f"{m.on}: {m.split} prompts{decoding}, seed {m.seed}"
+        return (f"{set_of(m.on)}: questions with and without their images{decoding}, seed {m.seed}",)
+    if m.judged:
+        return _judging(m, decoding)
+    return (f"{m.on}: {m.split} prompts{decoding}, seed {m.seed}",)
+
+
+def _judging(m: Measurement, decoding: str) -> tuple[str, ...]:
+    """How answers were judged, and for the whole set what came of it."""
+    tally: Mapping[str, Any] = m.judged or {}
+    on, of_type, _ = m.on.partition(OF_TYPE)
+    heat = "the server's temperature" if tally["temperature"] is None else f"temperature {tally['temperature']:g}"
+    how = f"{on}: answers{decoding}, seed {m.seed}, compared by the judge {tally['judge']} ({heat}) in both orders; a win counts 1, a tie 1/2, and a prompt without two verdicts is left out"
+    return (how,) if of_type else (how, f"{on}, {SUBJECTS.get(m.subject, m.subject)}: {judged(tally)}")
 
 
 def eval_results(measurements: Sequence[Measurement], *, task: str, prompts: Source, questions: Mapping[str, Source]) -> list[EvalResult]:

@@ -107,7 +107,7 @@ def read_row(row: Row) -> Prompt | None:
 
 
 def _read_question(row: Row, spec: QuestionsSpec) -> Prompt | None:
-    answers, group = _answers(row, spec.response_column), _group(row)
+    answers, group = _answers(row, spec.response_column) if spec.response_column else (), _group(row)
     prompt = read_row(replace(row, question=None, response=None, response_column=None))
     if prompt is None and row.images:
         raise row.error("has an image and no question about it", "write the question, or remove the row")

@@ -15,8 +15,8 @@ from hubdistill.report.curves import Plot
 from hubdistill.report.gathered import Gathered
 from hubdistill.report.plots import COLOURS, Style, dots
 
-HEAD = ("kl", "acceptance", "gap_closed", "vqa_accuracy", "exact_match", "rouge_l", "perplexity", "nll")  # the first that was measured heads the report
-DRAWN = ("kl", "agreement", "rouge_l", "acceptance", "vqa_accuracy", "exact_match", "perplexity", "speed_up", "latency")
+HEAD = ("kl", "acceptance", "gap_closed", "vqa_accuracy", "exact_match", "win_rate", "rouge_l", "perplexity", "nll")  # the first that was measured heads the report
+DRAWN = ("kl", "agreement", "rouge_l", "acceptance", "vqa_accuracy", "exact_match", "win_rate", "perplexity", "speed_up", "latency")
 STYLES = {SUBJECTS[name]: Style(COLOURS[number]) for name, number in (("student", 6), ("warm-up", 4), ("distilled", 0), ("teacher", 2))}
 
 

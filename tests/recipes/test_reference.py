@@ -108,7 +108,7 @@ def test_every_key_has_a_row_with_a_meaning() -> None:
 
 def test_blocks_inside_blocks_have_their_keys_too() -> None:
     text = (recipe_reference.DOCS / "recipe.md").read_text(encoding="utf-8")
-    section = text.partition("### `evaluate[].questions`, optional\n")[2].partition("\n## ")[0]
+    section = text.partition("### `evaluate[].questions`, optional\n")[2].partition("\n#")[0]
     found = [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")]
     assert found == list(QuestionsSpec.model_fields)
 
