@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubdistill.losses.contrastive import INTERLEAVED
 from hubdistill.pairs.replay import replayed
 from hubdistill.pairs.store import ResponseSet, read_responses
 
@@ -44,7 +45,7 @@ class Lessons:
     def student_answers(self, number: int) -> bool:
         """Whether the student answers before a round."""
         preset = self.plan.preset
-        return preset.sides[1] and (number == 1 or preset.student_responses != "initial")
+        return preset.sides[1] and preset.student_responses != INTERLEAVED and (number == 1 or preset.student_responses != "initial")
 
     @property
     def data(self) -> bool:
@@ -53,27 +54,39 @@ class Lessons:
 
     def stages(self, number: int) -> list[str]:
         """Names of the stages that made what a round trains on."""
-        fixed = ["data-responses"] if self.data else [f"round_{self._teacher_round(number)}-teacher"]
-        return [*(fixed if self.plan.preset.sides[0] else []), *(f"round_{one}-student" for one in self._student_rounds(number))]
+        first, second = self.plan.preset.sides
+        fixed, who = "data-responses" if self.data else f"round_{self._fixed_round(number)}-{self._fixed}", self._student
+        return [*([fixed] if first else []), *(f"round_{one}-{who}" for one in self._student_rounds(number) if second)]
 
     def lesson(self, number: int) -> Lesson:
         """The responses of a round. Its stages have been done."""
-        who, folder = (DATA, self.path) if self.data else ("teacher", self.path / f"round_{self._teacher_round(number)}")
-        fixed = self._read(folder, who) if self.plan.preset.sides[0] else None
-        rounds = self._student_rounds(number)
-        sets = [self._read(self.path / f"round_{one}", "student") for one in rounds]
+        first, second = self.plan.preset.sides
+        folder = self.path if self.data else self.path / f"round_{self._fixed_round(number)}"
+        fixed = self._read(folder, self._fixed) if first else None
+        sets = [self._read(self.path / f"round_{one}", self._student) for one in self._student_rounds(number) if second]
         student = replayed(sets, self.plan.recipe.train.seed, number) if sets else None
         return Lesson(number, fixed, student, folder, self.path / f"round_{number}")
+
+    @property
+    def _fixed(self) -> str:
+        """Who gave the fixed responses."""
+        return self.plan.preset.fixed_responses
+
+    @property
+    def _student(self) -> str:
+        """Who gave those on the student's side."""
+        return INTERLEAVED if self.plan.preset.student_responses == INTERLEAVED else "student"
+
+    def _fixed_round(self, number: int) -> int:
+        """The round whose fixed responses a round trains on."""
+        return number if self._fixed == INTERLEAVED else self._teacher_round(number)
 
     def _teacher_round(self, number: int) -> int:
         return number if self.plan.recipe.sampling.resample_teacher else 1
 
     def _student_rounds(self, number: int) -> list[int]:
         """The rounds whose student responses a round draws from."""
-        preset = self.plan.preset
-        if not preset.sides[1]:
-            return []
-        return {"round": [number], "replay": list(range(1, number + 1)), "initial": [1]}[preset.student_responses]
+        return {"replay": list(range(1, number + 1)), "initial": [1]}.get(self.plan.preset.student_responses, [number])
 
     def _read(self, folder: Path, who: str) -> ResponseSet:
         found = read_responses(folder, who)

@@ -16,6 +16,7 @@ from hubdistill.shipped import SHIPPED, find_data, list_recipes
 from hubdistill.yaml_lines import KeyPath, show
 
 if TYPE_CHECKING:
+    from hubdistill.losses.contrastive import LossPreset
     from hubdistill.recipe import Recipe
     from hubdistill.specs import SourceSpec
 
@@ -250,6 +251,7 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
     for key, beta in (("fixed_responses", "full"), ("student_responses", "off")):
         if getattr(loss, key) is not None and preset.beta == beta:
             yield ("loss", key), f"has no effect: with beta '{beta}' these responses are not trained on; remove it"
+    yield from _interleaved(recipe, preset)
     preference = preset.preference != "off"
     for key in ("alpha", "mix_grad", "beta", "beta_end", "reduction", "anchor") if preference else ("strength",):
         if getattr(loss, key) is not None:
@@ -281,6 +283,28 @@ def _preference(recipe: Recipe) -> Iterator[Problem]:
         yield ("preference",), f"is tuned on text alone, and the target '{recipe.target.kind}' reads images; remove it"
     elif recipe.preference.image_column:
         yield ("preference", "image_column"), "has no effect, preferences are read as text alone; remove it"
+
+
+def _interleaved(recipe: Recipe, preset: LossPreset) -> Iterator[Problem]:
+    """Responses that both models write together: what decides them, and what can write them."""
+    loss, sampling = recipe.loss, recipe.sampling
+    if not preset.interleaved:
+        for key in ("acceptance", "top_k", "epsilon"):
+            if getattr(loss, key) is not None:
+                yield ("loss", key), "has no effect: no responses are interleaved; remove it, or write student_responses: interleaved"
+        return
+    for key, rule in (("top_k", "top_k"), ("epsilon", "typical")):
+        if getattr(loss, key) is not None and preset.acceptance != rule:
+            yield ("loss", key), f"has no effect with acceptance: {preset.acceptance}; remove it, or write acceptance: {rule}"
+    if all(preset.sides) and preset.fixed_responses == preset.student_responses:
+        yield ("loss", "fixed_responses"), "both responses of a pair would be the same one, as student_responses is interleaved too; change one of them"
+    why = "student and teacher write the responses of the loss together (interleaved), token by token"
+    if sampling.engine != "transformers":
+        yield ("sampling", "engine"), f"{why}, and {sampling.engine} has one model at a time; write transformers"
+    if sampling.server:
+        yield ("sampling", "server"), f"{why}, and no server gives single tokens of the teacher's choice; remove it"
+    if _reads_images(recipe.target.kind):
+        yield ("loss", "student_responses"), f"{why}, which the target '{recipe.target.kind}' cannot, since each of its models reads prompts in its own way; choose another preset, or write student_responses: round"
 
 
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from hubdistill.evaluation.statistics import Measurement
 from hubdistill.examination import KNOWN, PREFERRED, Examination
 from hubdistill.files import digest_of, write_atomically, write_json
 from hubdistill.lessons import Lessons
+from hubdistill.losses.contrastive import INTERLEAVED
 from hubdistill.models.hardware import hardware
 from hubdistill.models.sources import read_json
 from hubdistill.pairs.prompts import Prompt, read_prompts
@@ -70,6 +71,8 @@ class Run:
                 self._keep_data_responses()
             if self.lessons.student_answers(number):
                 self._sample(f"round_{number}-student", f"round_{number}", "student", f"round {number}", "train", self._adapter(number - 1))
+            if self.plan.preset.interleaved:
+                self._sample(f"round_{number}-{INTERLEAVED}", f"round_{number}", INTERLEAVED, f"round {number}", "train", self._adapter(number - 1))
             if until == "sample" and number == last:
                 return
             self._train(number)
@@ -131,11 +134,11 @@ class Run:
         plan, shop = self.plan, self.shop
 
         def work() -> dict[str, Any]:
-            with shop.answering(who, adapter) as model:
-                responses = shop.sample(self.path / folder, who, purpose, model, shop.questions(self._read(split), who), adapter, together=True)
+            with shop.answering(who, adapter) as model, shop.beside(who) as teacher:
+                responses = shop.sample(self.path / folder, who, purpose, model, shop.questions(self._read(split), who), adapter, together=True, teacher=teacher)
             return {key: responses.manifest[key] for key in ("rows", "tokens", "truncated", "unusable")}
 
-        served = [plan.served_as] if plan.served(who) else []
+        served = [plan.served_as] if plan.served(who) else [shop.together] if who == INTERLEAVED else []
         inputs = [self._model(who), plan.teacher.commit, plan.recipe.sampling.model_dump(exclude=NOT_THE_TEXT), plan.recipe.train.seed,
                   plan.vocab, self.directory.digests["prompts"], self._digest_of_adapter(adapter), *served]  # fmt: skip
         self.directory.stage(stage, inputs, [f"{folder}/{who}.parquet", f"{folder}/{who}.json"], work, together=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +13,7 @@ import torch
 
 from hubdistill.errors import InputError
 from hubdistill.files import folder_sha256
+from hubdistill.losses.contrastive import INTERLEAVED
 from hubdistill.modalities.base import Reading, TokenRow, image_id, media_ids, tokenizer_of
 from hubdistill.models.hardware import pick_device
 from hubdistill.models.heap import return_freed, return_large_blocks
@@ -23,6 +24,7 @@ from hubdistill.models.pruned import build_pruned
 from hubdistill.models.vllm_model import engine_settings
 from hubdistill.models.vocab import common_vocab
 from hubdistill.pairs.images import ImageStore
+from hubdistill.pairs.interleaving import Acceptance, InterleavedSampler
 from hubdistill.pairs.prompts import Encoded, Prompt
 from hubdistill.pairs.sampling import Sampler, TransformersSampler, share_of
 from hubdistill.pairs.server_answers import AnswerReader
@@ -217,8 +219,29 @@ class Workshop:
         with borrowed(self.load_teacher if who == "teacher" else lambda: self.load_adapted(adapter)) as model:
             yield model
 
-    def _sampler(self, folder: Path, who: str, model: PreTrainedModel | None, adapter: Path | None) -> Sampler:
-        """The engine: transformers with a model that is loaded, a server or vLLM without one."""
+    @contextmanager
+    def beside(self, who: str) -> Iterator[PreTrainedModel | None]:
+        """The teacher, where it answers together with the student."""
+        if who != INTERLEAVED:
+            yield None
+            return
+        with borrowed(self.load_teacher) as teacher:
+            yield teacher
+
+    @property
+    def together(self) -> dict[str, Any]:
+        """What, besides the student, decides the responses that both write together."""
+        plan = self.plan
+        return {"acceptance": asdict(Acceptance.of(plan.preset)), "teacher": plan.teacher.commit, "teacher_dtype": plan.number_format("teacher")}
+
+    def _seeds(self, purpose: str, who: str) -> Callable[[str], int]:
+        return lambda prompt_id: seed_for(self.plan.recipe.train.seed, purpose, who, prompt_id)
+
+    def _sampler(self, folder: Path, who: str, purpose: str, model: PreTrainedModel | None, adapter: Path | None, teacher: PreTrainedModel | None) -> Sampler:
+        """The engine: transformers with a model that is loaded, or with both, a server or vLLM without one."""
+        if model is not None and teacher is not None:
+            return InterleavedSampler(model, self.stop_ids, self.pad_id, self.vocab, self.reporter.advance, self.media_ids,
+                                      teacher=teacher, acceptance=Acceptance.of(self.plan.preset), teacher_seed_of=self._seeds(purpose, "teacher"))  # fmt: skip
         if model is not None:
             return TransformersSampler(model, self.stop_ids, self.pad_id, self.vocab, self.reporter.advance, self.media_ids, self._prepare(who))
         recipe, facts = self.plan.recipe, self.plan.teacher if who == "teacher" else self.plan.student
@@ -233,17 +256,18 @@ class Workshop:
                            recipe.sampling.vllm.data_parallel_size, lambda seconds: self.reporter.note(f"vLLM is ready, after {seconds:.0f} s"), pictures)  # fmt: skip
 
     def sample(self, folder: Path, who: str, purpose: str, model: PreTrainedModel | None, questions: Sequence[Question], adapter: Path | None = None,
-               settings: SamplingSpec | None = None, together: bool = False) -> ResponseSet:  # fmt: skip
-        """Sample one response a question into `folder`, resumable; see pairs/store.py. `settings` replace the recipe's; without a model, a server or vLLM samples.
-        The processes of a run share the questions where they are here `together`; vLLM, which has all devices, is the first's."""
+               settings: SamplingSpec | None = None, together: bool = False, teacher: PreTrainedModel | None = None) -> ResponseSet:  # fmt: skip
+        """Sample one response a question into `folder`, resumable; see pairs/store.py. `settings` replace the recipe's; without a model, a server or vLLM samples,
+        with a `teacher` beside it both do. The processes of a run share the questions where they are here `together`; vLLM, which has all devices, is the first's."""
         processes = self.processes if together else ALONE
-        recipe, sampler = self.plan.recipe, self._sampler(folder, who, model, adapter)
+        recipe, sampler = self.plan.recipe, self._sampler(folder, who, purpose, model, adapter, teacher)
         sampling = (settings or recipe.sampling).model_copy(update={"engine": sampler.engine})
-        facts = self.plan.teacher if who == "teacher" else self.plan.student
-        said = sampling.model_dump(exclude=NOT_THE_TEXT) | ({"server": self.plan.served_as} if sampler.engine == "server" else {})
+        speaker = "teacher" if who == "teacher" else "student"  # who draws first
+        facts = self.plan.teacher if speaker == "teacher" else self.plan.student
+        said = sampling.model_dump(exclude=NOT_THE_TEXT) | ({"server": self.plan.served_as} if sampler.engine == "server" else self.together if teacher is not None else {})
         header = ResponseHeader(
-            who=who, purpose=purpose, model=facts.reference, commit=facts.commit, dtype=self.plan.number_format(who), vocab=self.vocab, adapter=folder_sha256(adapter) if adapter else None,
-            template=template_hash(self.readers[who]), sampling=said,
+            who=who, purpose=purpose, model=facts.reference, commit=facts.commit, dtype=self.plan.number_format(speaker), vocab=self.vocab, adapter=folder_sha256(adapter) if adapter else None,
+            template=template_hash(self.readers[speaker]), sampling=said,
             stop_ids=self.stop_ids, engine=sampler.engine, engine_version=sampler.version, seed=recipe.train.seed,
             server=recipe.sampling.server.host if recipe.sampling.server and sampler.engine == "server" else None,
         )  # fmt: skip
@@ -258,12 +282,15 @@ class Workshop:
             if model is not None:
                 self._check_batches(who, model, wanted, facts.reference)
             share = "" if processes.alone or model is None else f" (1 of {processes.size} processes)"
-            self.reporter.start(f"{who} answers, {purpose}{share}", len(wanted), "responses")
-            return sampler.sample(wanted, sampling, lambda prompt_id: seed_for(recipe.train.seed, purpose, who, prompt_id))
+            speaks = "student and teacher answer" if teacher is not None else f"{who} answers"
+            self.reporter.start(f"{speaks}, {purpose}{share}", len(wanted), "responses")
+            return sampler.sample(wanted, sampling, self._seeds(purpose, speaker))
 
         found = collect(folder, header, questions, missing, processes)
         if lost := found.manifest.get("unusable"):
             self.reporter.note(f"{lost} of {len(found)} answers of {header.server} were not given as tokens of the teacher, and are left out")
+        if isinstance(sampler, InterleavedSampler) and sampler.said:
+            self.reporter.note(f"{sampler.kept / sampler.said:.1%} of the tokens are the student's; the teacher replaced the others")
         return found
 
     @cached_property

@@ -14,6 +14,7 @@ from hubdistill import __version__
 from hubdistill.errors import TrainingError
 from hubdistill.examination import ground_truth, row_finder
 from hubdistill.lessons import DATA, Lesson
+from hubdistill.losses.contrastive import INTERLEAVED
 from hubdistill.losses.schedules import AlphaCurriculum
 from hubdistill.modalities.base import Row
 from hubdistill.pairs.join import Pairs
@@ -129,9 +130,10 @@ class Teaching:
             by_student = self._states(lesson.student_folder, lesson.student, model) if lesson.student else None
             head = moved(head_of(model), shop.device)
         yield CachedTeacher(head, by_teacher, by_student)
-        if self.processes.first and by_student:
-            # The student answers anew in the next round; the teacher's answers serve again.
-            shutil.rmtree(by_student.folder, ignore_errors=True)
+        for states, responses in ((by_teacher, lesson.teacher), (by_student, lesson.student)):
+            # Where the student has a part in them, there are others in the next round; the teacher's and the data set's serve again.
+            if self.processes.first and states and responses and responses.manifest["who"] in ("student", INTERLEAVED):
+                shutil.rmtree(states.folder, ignore_errors=True)
 
     def _states(self, folder: Path, responses: ResponseSet, teacher: Any) -> States:
         """The teacher's hidden states of a response set, written unless they are there."""

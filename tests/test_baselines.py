@@ -17,7 +17,7 @@ from hubdistill.training.trainer import PairCollator
 from tests import tiny
 
 TRAINED = {"prompts", "warmup", "round_1-train", "round_2-train"}
-TEACHER, STUDENTS = {"round_1-teacher"}, {"round_1-student", "round_2-student"}
+TEACHER, STUDENTS, BOTH = {"round_1-teacher"}, {"round_1-student", "round_2-student"}, {"round_1-interleaved", "round_2-interleaved"}
 SAMPLED = {
     "sft": {"data-responses"}, "seqkd": TEACHER, "imitkd": STUDENTS,
     "off_policy": TEACHER | {"round_1-student"}, "distillm": TEACHER | STUDENTS,
@@ -41,6 +41,16 @@ def seen(monkeypatch):
 
     monkeypatch.setattr(PairCollator, "__call__", spy)
     return batches
+
+
+def run_of(tmp_path, notes, *overrides, until="train", folder="run"):
+    recipe = load_recipe(tiny.write_recipe(tmp_path), list(overrides))
+    with RunDirectory(tmp_path / folder, notes.stage).locked() as directory:
+        run = Run(make_plan(recipe), directory, notes)
+        run.distil(until=until)
+        if until == "evaluate":
+            run.finish()
+    return run
 
 
 def answers(path):
@@ -70,6 +80,82 @@ def test_a_preset_trains_on_what_it_names(name, tmp_path, notes, seen):
         assert bool(of_student) == bool(rounds)
         if name == "sft":  # no other has a response for every prompt that says something
             assert of_data == fixed
+
+
+TYPICAL = ("loss.acceptance=typical", "loss.epsilon=0.5")
+INTERLEAVED = {
+    "skd": (("loss.preset=skd",), BOTH),
+    "figure 2, y_s": (("loss.student_responses=interleaved", *TYPICAL), TEACHER | BOTH),
+    "figure 2, y_t": (("loss.fixed_responses=interleaved", *TYPICAL), STUDENTS | BOTH),
+}
+
+
+@pytest.mark.parametrize("placement", ["resident", "cached"])
+@pytest.mark.parametrize("name", INTERLEAVED)
+def test_interleaved_responses_are_written_anew_each_round_and_trained_on(name, placement, tmp_path, notes, seen):
+    overrides, sampled = INTERLEAVED[name]
+    results = run_of(tmp_path, notes, *overrides, f"teacher.placement={placement}").results()
+    assert {stage for stage, _ in notes.stages} == TRAINED | sampled
+    assert sum("of the tokens are the student's" in note for note in notes.notes) == 2
+    rounds = [answers(tmp_path / "run" / f"round_{n}" / "interleaved.parquet") for n in (1, 2)]
+    assert rounds[0] != rounds[1]
+    found = [(key, ids) for batch in seen for key, flag, ids in batch if flag == (name != "figure 2, y_t")]
+    first, second = (results[f"round_{n}-train"]["pairs"] for n in (1, 2))
+    assert len(found) == first + second
+    assert min(first, second) > 0
+    assert all(ids == rounds[number >= first][key] for number, (key, ids) in enumerate(found))
+    assert not list((tmp_path / "run").glob("round_*/interleaved.states"))  # no later round reads them
+
+
+def test_the_teacher_that_keeps_everything_leaves_what_the_student_says(tmp_path, notes):
+    """Epsilon 0 of Figure 2 is the preset as it is, token for token, so an ablation differs by its threshold alone."""
+    run_of(tmp_path, notes, "loss.preset=imitkd", "train.rounds=1", folder="plain")
+    run_of(tmp_path, notes, "loss.preset=skd", "loss.acceptance=typical", "loss.epsilon=0", "train.rounds=1", folder="all")
+    assert answers(tmp_path / "all" / "round_1" / "interleaved.parquet") == answers(tmp_path / "plain" / "round_1" / "student.parquet")
+    first, second = ((tmp_path / name / "round_1" / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("plain", "all"))
+    assert first == second
+
+
+def test_a_card_says_how_interleaved_responses_came_about(tmp_path, notes):
+    run_of(tmp_path, notes, "loss.preset=skd", "train.rounds=1", "loss.top_k=3", until="evaluate")
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "with Speculative KD" in card
+    assert "2410.11325" in card
+    assert "KL on interleaved responses" in card
+    assert "the student's token where it is among the teacher's 3 most likely, else the teacher's" in card
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "with skd: KL on interleaved responses" in page
+    assert "round 1, interleaved" in page
+    memory = json.loads((tmp_path / "run" / "run.json").read_text())["memory"]
+    assert "both models answer together" in [row["stage"] for row in memory]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["loss.epsilon=0.2"], r"loss\.epsilon: has no effect: no responses are interleaved"),
+        (["loss.preset=skd", "loss.epsilon=0.2"], r"loss\.epsilon: has no effect with acceptance: top_k; remove it, or write acceptance: typical"),
+        (["loss.preset=skd", "loss.acceptance=typical", "loss.top_k=2"], r"loss\.top_k: has no effect with acceptance: typical"),
+        (["loss.student_responses=interleaved", "loss.fixed_responses=interleaved"], r"loss\.fixed_responses: both responses of a pair would be the same"),
+        (["loss.preset=skd", "sampling.engine=vllm"], r"sampling\.engine: student and teacher write .*write transformers"),
+        (["loss.preset=skd", "sampling.server={url: 'http://127.0.0.1:1/v1', model: m}"], r"sampling\.server: student and teacher write .*remove it"),
+        (["loss.preset=skd", "target.kind=vlm"], r"the target 'vlm' cannot.*student_responses: round"),
+    ],
+)
+def test_what_cannot_be_interleaved_is_refused(overrides, why, tmp_path):
+    with pytest.raises(RecipeError, match=why):
+        load_recipe(tiny.write_recipe(tmp_path), overrides)
+
+
+def test_responses_of_a_third_model_stand_beside_the_students(tmp_path, notes, seen, tokenizer):
+    """Figure 2 (b): a stronger model's responses are a column of the data."""
+    run_of(tmp_path, notes, "loss.preset=distillm2", "loss.fixed_responses=data", "train.rounds=1")
+    kept = answers(tmp_path / "run" / "data.parquet")
+    texts = {row["answer"] for row in map(json.loads, (tmp_path / "prompts.jsonl").read_text().splitlines())}
+    of_data = {key: ids for batch in seen for key, flag, ids in batch if not flag}
+    assert of_data
+    assert all(ids == kept[key] and tokenizer.decode(ids[:-1]) in texts for key, ids in of_data.items())
+    assert {stage for stage, _ in notes.stages} == {"prompts", "warmup", "data-responses", "round_1-student", "round_1-train"}
 
 
 def test_the_data_sets_responses_are_those_of_the_file(tmp_path, notes, tokenizer):

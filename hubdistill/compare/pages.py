@@ -147,6 +147,7 @@ def _trained(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def trained_on(loss: Mapping[str, Any]) -> str:
     """Whose responses, in words."""
-    fixed = {"teacher": "the teacher's", "data": "the data set's"}[loss["fixed_responses"]]
-    own = {"round": "the student's of the round", "replay": "the student's of all rounds so far", "initial": "the student's of round 1"}[loss["student_responses"]]
+    both = "those that both models write together"
+    fixed = {"teacher": "the teacher's", "data": "the data set's", "interleaved": both}[loss["fixed_responses"]]
+    own = {"round": "the student's of the round", "replay": "the student's of all rounds so far", "initial": "the student's of round 1", "interleaved": both}[loss["student_responses"]]
     return " and ".join([fixed] * (loss["beta"] != "full") + [own] * (loss["beta"] != "off"))

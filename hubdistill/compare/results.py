@@ -20,6 +20,7 @@ from hubdistill.evaluation.judge import WIN_RATE
 from hubdistill.evaluation.questions import RIGHT_ANSWERS
 from hubdistill.evaluation.statistics import ENOUGH, holm, mean_and_interval, paired_p
 from hubdistill.files import write_json
+from hubdistill.losses.contrastive import INTERLEAVED
 from hubdistill.models.sources import read_json
 
 BEFORE = ("student", "warm-up")  # what every method started from
@@ -114,7 +115,7 @@ def _method(name: str, overrides: Sequence[str], folders: Iterable[Path]) -> dic
     """What a method trained on, and for how long, by seed."""
     records = [read_json(folder / "run.json") for folder in folders]
     rounds = [[row for stage, row in record["stages"].items() if stage.endswith("-train")] for record in records]
-    seconds = [sum(taken for stage, taken in record["seconds"].items() if stage.endswith(("-train", "-student"))) for record in records]
+    seconds = [sum(taken for stage, taken in record["seconds"].items() if stage.endswith(("-train", "-student", f"-{INTERLEAVED}"))) for record in records]
     return {
         "name": name,
         "overrides": list(overrides),

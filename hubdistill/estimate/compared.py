@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 from hubdistill.errors import HubdistillError
 from hubdistill.estimate.costs import EVALUATED, guessed, seconds_of
 from hubdistill.estimate.machines import this_machine
-from hubdistill.estimate.memory import memory_of
+from hubdistill.estimate.memory import TOGETHER, memory_of
+from hubdistill.losses.contrastive import INTERLEAVED
 
 if TYPE_CHECKING:
     from hubdistill.plan import Plan
 
 # stages of a run directory -> of the forecast
-KINDS = {"sampling": r"round_\d+-(teacher|student)", "warm-up": "warmup", "training": r"round_\d+-train", "evaluation": "evaluate"}
-STAGES = {r"round_\d+-(teacher|student)": r"the \1 answers", r"warmup": "warm-up", r"round_\d+-train": "training", r"evaluate": "evaluation"}
+KINDS = {"sampling": rf"round_\d+-(teacher|student|{INTERLEAVED})", "warm-up": "warmup", "training": r"round_\d+-train", "evaluation": "evaluate"}
+STAGES = {r"round_\d+-(teacher|student)": r"the \1 answers", rf"round_\d+-{INTERLEAVED}": TOGETHER,
+          r"warmup": "warm-up", r"round_\d+-train": "training", r"evaluate": "evaluation"}  # fmt: skip
 
 
 def compared(plan: Plan, memory: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hubdistill.estimate.machines import Machine
 from hubdistill.estimate.memory import Sizes
 from hubdistill.estimate.weights import BYTES, count
+from hubdistill.losses.contrastive import INTERLEAVED
 
 if TYPE_CHECKING:
     from hubdistill.models.sources import ModelFacts
@@ -86,20 +87,29 @@ def seconds_of(plan: Plan, rates: Rates) -> dict[str, float] | None:
     if prompts is None:
         return None
     rounds, share = recipe.train.rounds, 1 / plan.processes
-    teacher_sets = rounds if recipe.sampling.resample_teacher else 1
     asked = recipe.prompts.heldout * bool(recipe.evaluate)
     first, second = plan.preset.sides
-    student_sets = second * (1 if plan.preset.student_responses == "initial" else rounds)
+    teacher_sets, student_sets, common_sets = _sets(plan)
     most = recipe.train.tokens / (2 * recipe.sampling.max_tokens) if recipe.train.tokens else prompts * (first + second) / 2
     warm_up = 0.0 if recipe.warmup.kind == "none" else recipe.warmup.epochs * prompts * rates.row
-    stages = teacher_sets + student_sets + rounds + 1 + bool(warm_up) + EVALUATED * bool(asked)
+    stages = teacher_sets + student_sets + 2 * common_sets + rounds + 1 + bool(warm_up) + EVALUATED * bool(asked)
     return {
         "loading": stages * (START + max(map(_file_bytes, (plan.teacher, plan.student))) / DISK),
-        "sampling": prompts * (teacher_sets * rates.response["teacher"] + student_sets * rates.response["student"]) * (share if recipe.sampling.engine == "transformers" else 1),
+        "sampling": prompts * ((teacher_sets + common_sets) * rates.response["teacher"] + (student_sets + common_sets) * rates.response["student"]) * (share if recipe.sampling.engine == "transformers" else 1),
         "warm-up": warm_up * share,
         "training": rounds * most * rates.pair * share,
         "evaluation": asked * (rates.response["teacher"] + EVALUATED * (rates.response["student"] + rates.pair / 2)),
     }
+
+
+def _sets(plan: Plan) -> tuple[int, int, int]:
+    """Response sets that are sampled over the whole run: the teacher's, the student's, and those that both write together."""
+    recipe, preset, rounds = plan.recipe, plan.preset, plan.recipe.train.rounds
+    first, second = preset.sides
+    warm_up = recipe.warmup.kind == "sft" and recipe.warmup.responses == "teacher"
+    teacher = (rounds if recipe.sampling.resample_teacher else 1) if first and preset.fixed_responses == "teacher" else int(warm_up)
+    student = {"initial": 1, INTERLEAVED: 0}.get(preset.student_responses, rounds) if second else 0
+    return teacher, student, rounds * preset.interleaved
 
 
 def _file_bytes(facts: ModelFacts) -> int:
@@ -116,8 +126,7 @@ def disk_of(plan: Plan, kind: str) -> dict[str, int]:
     if plan.most_prompts is None:
         return found
     length = recipe.prompts.max_tokens + recipe.sampling.max_tokens
-    sets = rounds + (rounds if recipe.sampling.resample_teacher else 1)
-    found["responses"] = sets * plan.most_prompts * length * 4
+    found["responses"] = sum(_sets(plan)) * plan.most_prompts * length * 4
     if recipe.teacher.placement == "cached":
         states = plan.most_prompts * recipe.sampling.max_tokens * sizes.counts("teacher").hidden * BYTES[sizes.dtype("teacher")]
         # Those of the teacher's responses stay; those of the student's go after their round.

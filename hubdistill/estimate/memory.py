@@ -31,6 +31,7 @@ HOLES, SMALL_HOLES = 0.7, 0.3
 FIXED = ("weights", "adapter", "student", "teacher", "mapped file")  # parts that are allocated once
 SCORES = 5  # copies of a row of scores while a token is chosen (pairs/choice.py)
 SFT_ROWS = 256  # tokens whose logits TRL's fused head holds at once
+TOGETHER = "both models answer together"
 GATHERED = 2  # blocks that FSDP2 holds whole: the one at work and the next
 
 
@@ -116,6 +117,7 @@ def memory_of(plan: Plan, machine: Machine) -> list[StageMemory]:
     found = [_sampling(sizes, machine, who) for who in ("teacher", "student")]
     if plan.recipe.warmup.kind != "none":
         found.insert(1, _warm_up(sizes))
+    found += [_both_answer(sizes)] if plan.preset.interleaved else []
     found += _training(sizes)
     found += [_evaluation(sizes)] if plan.recipe.evaluate else []
     return [_with_the_rest(stage, sizes) for stage in found]
@@ -139,6 +141,16 @@ def _sampling(sizes: Sizes, machine: Machine, who: str) -> StageMemory:
         return StageMemory(name, {"weights": weights, "keys and values": share - weights - LIBRARIES[machine.kind]})
     mapped = sizes.mapped if who == "student" else {}
     return StageMemory(name, {"weights": sizes.weights(who)} | mapped | _generation(sizes, who, sampling.batch_size))
+
+
+def _both_answer(sizes: Sizes) -> StageMemory:
+    """Both models go through a batch side by side (pairs/interleaving.py)."""
+    rows, apart = sizes.plan.recipe.sampling.batch_size, sizes.plan.recipe.teacher.device not in ("auto", sizes.plan.recipe.train.device)
+    teacher = {"weights": sizes.weights("teacher")} | _generation(sizes, "teacher", rows)
+    parts = {"weights": sizes.weights("student")} | sizes.mapped | _generation(sizes, "student", rows)
+    if apart:
+        return StageMemory(TOGETHER, parts, teacher)
+    return StageMemory(TOGETHER, parts | {name: parts[name] + size for name, size in teacher.items()})
 
 
 def _generation(sizes: Sizes, who: str, rows: int) -> dict[str, int]:

@@ -21,6 +21,7 @@ OTHERS = {
     "distillm": Method("DistiLLM", "2402.03898"),
     "gkd": Method("GKD", "2306.13649"),
     "imitkd": Method("ImitKD", "2009.07253"),
+    "skd": Method("Speculative KD", "2410.11325"),
     "kd": Method("word-level distillation", "1503.02531"),
     "seqkd": Method("SeqKD", "1606.07947"),
     "sft": Method("supervised fine-tuning", None, distils=False),

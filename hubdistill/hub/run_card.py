@@ -17,6 +17,7 @@ from hubdistill.hub.snippets import DRAFT_TOKENS, Drafts
 from hubdistill.pairs.prompt_report import counted
 
 DIVERGENCES = {"skl": "skew KL", "srkl": "skew reverse KL", "jsd": "generalised JSD", "kl": "KL", "tv": "total variation", "nll": "cross-entropy"}
+FIXED = {"teacher": "teacher", "data": "data set", "interleaved": "interleaved"}  # whose responses stand beside the student's
 SKEWED = {"skl", "srkl", "jsd"}  # those with an alpha
 
 
@@ -128,19 +129,34 @@ def _loss_rows(record: Mapping[str, Any]) -> dict[str, str]:
     loss, beta = record["loss"], record["beta"]
     curriculum = "constant" if loss["anchor"] == "off" else f"curriculum from round 2, clipped to [{loss['alpha_low']:g}, {loss['alpha_high']:g}], {loss['anchor']} anchor"
     on_teacher, on_student = (DIVERGENCES[kind] for kind in loss["kinds"])
-    fixed = "teacher" if loss["fixed_responses"] == "teacher" else "data set"
-    whose = {"round": "student responses", "replay": "student responses of all rounds so far", "initial": "student responses of round 1"}
+    fixed = FIXED[loss["fixed_responses"]]
+    whose = {"round": "student responses", "replay": "student responses of all rounds so far", "initial": "student responses of round 1", "interleaved": "interleaved responses"}
     parts = [f"{on_teacher} on {fixed} responses"] * (loss["beta"] != "full") + [f"{on_student} on {whose[loss['student_responses']]}"] * (loss["beta"] != "off")
     if loss["preference"] != "off":
         against = "teacher" if loss["preference"] == "teacher" else "student before the round"
-        return {"loss": f"{loss['name']}: {fixed} responses preferred to {whose[loss['student_responses']]}, likelihoods held against the {against}'s", "lambda": f"{loss['strength']:g}"}
+        return {"loss": f"{loss['name']}: {fixed} responses preferred to {whose[loss['student_responses']]}, likelihoods held against the {against}'s", "lambda": f"{loss['strength']:g}"} | _interleaved(loss)
     return {
         "loss": f"{loss['name']}: {', '.join(parts)}",
+        **_interleaved(loss),
         "alpha": "none" if not SKEWED & set(loss["kinds"]) else f"{loss['alpha']:g}, {curriculum}",
         "beta": f"{loss['beta']}, {beta[0]['first']:.2f} to {beta[-1]['last']:.2f}",
         "mixture gradient": loss["mix_grad"],
         "reduction": loss["reduction"],
     }
+
+
+def whose_responses(loss: Mapping[str, Any]) -> tuple[str, str]:
+    """Who gave the fixed responses and those on the student's side, in a word each."""
+    return FIXED[loss["fixed_responses"]], "interleaved" if loss["student_responses"] == "interleaved" else "student"
+
+
+def _interleaved(loss: Mapping[str, Any]) -> dict[str, str]:
+    """How responses came about that both models write; a run of before they could be has no such fields."""
+    sides = zip((loss["beta"] != "full", loss["beta"] != "off"), (loss["fixed_responses"], loss["student_responses"]), strict=True)
+    if not any(trained and whose == "interleaved" for trained, whose in sides):
+        return {}
+    rule = {"top_k": f"is among the teacher's {loss['top_k']} most likely", "typical": f"has a probability above min(epsilon^2, epsilon exp(-entropy)) under the teacher, epsilon {loss['epsilon']:g}"}
+    return {"interleaved responses": f"written by both, anew each round: the student's token where it {rule[loss['acceptance']]}, else the teacher's"}
 
 
 def _training_rows(record: Mapping[str, Any]) -> dict[str, str]:
@@ -154,7 +170,7 @@ def _training_rows(record: Mapping[str, Any]) -> dict[str, str]:
         teacher_said = "none, for it trains on none"
     lost = sum(row.get("unusable", 0) for name, row in stages.items() if name.endswith("-teacher"))
     one_sided = record["loss"]["beta"] in ("off", "full")
-    unit, fixed = "responses" if one_sided else "pairs", "teacher" if record["loss"]["fixed_responses"] == "teacher" else "data set"
+    unit, fixed = "responses" if one_sided else "pairs", FIXED[record["loss"]["fixed_responses"]]
     budget = f", {unit} repeated or left out for about {train['tokens']:,} response tokens a round" if train.get("tokens") else ""
     before = {"measured before training": note} if (note := stages.get("before-training", {}).get("note")) else {}
     return record["target_facts"] | before | {

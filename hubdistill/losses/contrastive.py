@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from hubdistill.losses.chunked import AlphaRule, Head, Responses, Tokens
 
 
+INTERLEAVED = "interleaved"  # responses that student and teacher write together (pairs/interleaving.py), and who gave them
+
+
 @dataclass(frozen=True, kw_only=True)
 class LossPreset:
     """Every choice of the loss; field by field as specs.LossSpec describes them."""
@@ -32,8 +35,11 @@ class LossPreset:
     beta_end: float = 1.0
     reduction: Literal["sequence", "token"] = "sequence"
     kinds: tuple[str, str] = ("skl", "srkl")  # the divergence on teacher and on student responses
-    fixed_responses: Literal["teacher", "data"] = "teacher"
-    student_responses: Literal["round", "replay", "initial"] = "round"
+    fixed_responses: Literal["teacher", "data", "interleaved"] = "teacher"
+    student_responses: Literal["round", "replay", "initial", "interleaved"] = "round"
+    acceptance: Literal["top_k", "typical"] = "top_k"  # which of the student's tokens the teacher keeps in interleaved responses
+    top_k: int = 25  # K of SKD
+    epsilon: float = 0.3  # of typical acceptance
     preference: Literal["off", "teacher", "before"] = "off"  # in place of divergences (preference.py), and what it is held against
     strength: float = 0.1  # lambda of eq. 3 and 4
 
@@ -41,6 +47,11 @@ class LossPreset:
     def sides(self) -> tuple[bool, bool]:
         """Whether the teacher's (or the data set's) and the student's responses are trained on: where beta leaves one out, it is not even sampled."""
         return self.beta != "full", self.beta != "off"
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether responses are trained on that student and teacher write together."""
+        return any(trained and whose == INTERLEAVED for trained, whose in zip(self.sides, (self.fixed_responses, self.student_responses), strict=True))
 
     @property
     def prompts_per_pair(self) -> int:
@@ -75,6 +86,9 @@ PRESETS = {
         # ImitKD (Lin et al. 2020, arXiv 2009.07253): full-distribution imitation on the student's responses; sampled once a
         # round, and without the decaying share of data that it starts from
         replace(PLAIN, name="imitkd", beta="full", kinds=("kl", "kl")),
+        # Speculative KD (Xu et al. 2024, arXiv 2410.11325): forward KL on what the student says, but for tokens that are not among
+        # the teacher's 25 most likely: these are the teacher's. Sampled once a round and not at every step
+        replace(PLAIN, name="skd", beta="full", kinds=("kl", "kl"), student_responses="interleaved"),
         # KD (Hinton et al. 2015, arXiv 1503.02531) at temperature 1 on the data set's responses, without a hard-label term
         replace(PLAIN, name="kd", beta="off", kinds=("kl", "kl"), fixed_responses="data"),
         # SeqKD (Kim & Rush 2016, arXiv 1606.07947): fine-tuning on what the teacher said, sampled in place of its beam search

@@ -14,8 +14,31 @@ from transformers import LogitsProcessor
 CANDIDATES = (1024, 8192)  # tried in turn; a flatter distribution is sorted whole
 
 
-class SeededChoice(LogitsProcessor):
-    """Samples the nucleus of each row; leaves 0 at the chosen id and -inf elsewhere, for a greedy `generate` to take.
+class Choice(LogitsProcessor):
+    """Chooses a token of each row; leaves 0 at the chosen id and -inf elsewhere, for a greedy `generate` to take."""
+
+    def choose(self, scores_BV: Tensor) -> Tensor:
+        """The next token (B, 1) of each row."""
+        raise NotImplementedError
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return only(scores, self.choose(scores))
+
+
+def only(scores_BV: Tensor, chosen_B1: Tensor) -> Tensor:
+    """Scores that leave no other choice."""
+    return torch.full_like(scores_BV, -torch.inf).scatter_(-1, chosen_B1, 0.0)
+
+
+class Greedy(Choice):
+    """The most likely token of each row."""
+
+    def choose(self, scores_BV: Tensor) -> Tensor:
+        return scores_BV.argmax(-1, keepdim=True)
+
+
+class SeededChoice(Choice):
+    """Samples the nucleus of each row.
 
     Each row has numbers of its own, drawn on the CPU, one a token: the same scores give the same text
     beside other rows, and on another device. `generate(do_sample=True)` draws all rows from one stream. Each number picks its token
@@ -30,13 +53,12 @@ class SeededChoice(LogitsProcessor):
         self.top_p = top_p
         self.done = 0
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        ids_BK, weights_BK = nucleus(scores, self.top_p)
+    def choose(self, scores_BV: Tensor) -> Tensor:
+        ids_BK, weights_BK = nucleus(scores_BV, self.top_p)
         cumulative_BK = weights_BK.to(self.exact).cumsum(-1)
         wanted_B1 = self.numbers_BT[:, self.done, None] * cumulative_BK[:, -1:]
         self.done += 1
-        chosen_B1 = ids_BK.gather(-1, torch.searchsorted(cumulative_BK, wanted_B1))
-        return torch.full_like(scores, -torch.inf).scatter_(-1, chosen_B1, 0.0)
+        return ids_BK.gather(-1, torch.searchsorted(cumulative_BK, wanted_B1))
 
 
 def nucleus(scores_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper
 
-from hubdistill.pairs.choice import SeededChoice
+from hubdistill.pairs.choice import Choice, Greedy, SeededChoice
 from hubdistill.pairs.padding import padded
 from hubdistill.pairs.store import Question, Response
 from hubdistill.processes import Processes
@@ -79,11 +79,10 @@ class TransformersSampler:
 
     @torch.inference_mode()
     def _answer(self, batch: list[Question], settings: SamplingSpec, seeds: list[int]) -> list[Response]:
-        device = self.model.device
         arguments = (self.prepare or self._plain)(self.model, batch)
         width = arguments["input_ids"].shape[1]
         with neutral_generation(self.model, self._config(settings)) as model:
-            output = model.generate(**arguments, logits_processor=self._processors(settings, seeds, device))
+            output = model.generate(**arguments, logits_processor=self._processors(batch, settings, seeds))
         answers = output[:, width:].cpu().tolist()
         responses = [self._response(question, tokens, seed) for question, tokens, seed in zip(batch, answers, seeds, strict=True)]
         if self.progress:
@@ -94,18 +93,21 @@ class TransformersSampler:
         ids, mask = padded([question.prompt_ids for question in batch], self.pad_id, "left")
         return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
 
-    def _processors(self, settings: SamplingSpec, seeds: Sequence[int], device: torch.device) -> LogitsProcessorList:
-        steps: list[LogitsProcessor] = [SharedVocabulary(self.vocab, self.forbidden)]
-        if settings.temperature > 0:
-            if settings.temperature != 1:
-                steps.append(TemperatureLogitsWarper(settings.temperature))
-            steps.append(SeededChoice(seeds, settings.top_p, settings.max_tokens, device))
-        return LogitsProcessorList(steps)
+    def _processors(self, batch: Sequence[Question], settings: SamplingSpec, seeds: Sequence[int]) -> LogitsProcessorList:
+        return LogitsProcessorList([*self._allowed(settings), self._choice(settings, seeds, self.model.device)])
+
+    def _allowed(self, settings: SamplingSpec) -> list[LogitsProcessor]:
+        """What makes of a model's logits those that a token is chosen by."""
+        warm = settings.temperature not in (0, 1)
+        return [SharedVocabulary(self.vocab, self.forbidden), *([TemperatureLogitsWarper(settings.temperature)] if warm else [])]
+
+    def _choice(self, settings: SamplingSpec, seeds: Sequence[int], device: torch.device) -> Choice:
+        return SeededChoice(seeds, settings.top_p, settings.max_tokens, device) if settings.temperature > 0 else Greedy()
 
     def _config(self, settings: SamplingSpec) -> Any:
         return transformers.GenerationConfig(
             max_new_tokens=settings.max_tokens,
-            do_sample=False,  # SeededChoice has chosen
+            do_sample=False,  # a Choice has chosen
             eos_token_id=list(self.stop_ids),
             pad_token_id=self.pad_id,
             bos_token_id=self.model.generation_config.bos_token_id,

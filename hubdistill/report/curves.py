@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 from typing import Any, NamedTuple
 
-from hubdistill.hub.run_card import DIVERGENCES
+from hubdistill.hub.run_card import DIVERGENCES, whose_responses
 from hubdistill.report.plots import COLOURS, PLAIN, Style, bars, lines
 
 MOST = 400  # points of a curve; more are means of neighbours
@@ -63,8 +63,7 @@ def _mean_of(rows: Sequence[Row]) -> dict[str, float]:
 
 def _training(logged: Logged, loss: Mapping[str, Any]) -> Iterator[Plot | None]:
     kinds = dict(zip(SIDES, (DIVERGENCES[kind] for kind in loss["kinds"]), strict=True))
-    fixed = {"teacher": "teacher", "data": "data set"}[loss["fixed_responses"]]
-    whose = {"teacher": fixed, "student": "student"}
+    whose = dict(zip(SIDES, whose_responses(loss), strict=True))
 
     def sides(caption: str, what: str, unit: str, note: str = "") -> Plot | None:
         curves = {f"{whose[side]} responses": (f"{side}/{what}", one) for side, one in zip(SIDES, (TEACHER, STUDENT), strict=True)}

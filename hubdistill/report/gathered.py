@@ -13,6 +13,7 @@ from hubdistill.errors import MissingError
 from hubdistill.evaluation.lengths import measured_by_length
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.finished import load_run, undamaged
+from hubdistill.losses.contrastive import INTERLEAVED
 from hubdistill.models.sources import read_json
 from hubdistill.rundir import MANIFESTS, MARKER
 
@@ -93,7 +94,7 @@ def _done(folder: Path, rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _order(rounds: int) -> list[str]:
-    of_round = [f"round_{number}-{what}" for number in range(1, rounds + 1) for what in ("teacher", "student", "train")]
+    of_round = [f"round_{number}-{what}" for number in range(1, rounds + 1) for what in ("teacher", "student", INTERLEAVED, "train")]
     return ["prompts", "before-training", of_round[0], "warmup", "data-responses", *of_round[1:], "evaluate"]
 
 

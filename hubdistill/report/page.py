@@ -10,7 +10,7 @@ from typing import Any
 from hubdistill import __version__
 from hubdistill.files import write_atomically
 from hubdistill.hub.card import duration
-from hubdistill.hub.run_card import DIVERGENCES
+from hubdistill.hub.run_card import DIVERGENCES, whose_responses
 from hubdistill.pairs.prompt_report import counted
 from hubdistill.report import tables
 from hubdistill.report.curves import Plot, training_plots
@@ -68,8 +68,7 @@ def rendered(template: str, **values: Any) -> str:
 
 def _about(run: Gathered) -> str:
     plan, loss = run.plan, run.plan["loss"]
-    fixed = "teacher" if loss["fixed_responses"] == "teacher" else "data set"
-    sides = [f"{DIVERGENCES[kind]} on {whose} responses" for kind, whose, there in zip(loss["kinds"], (fixed, "student"), (loss["beta"] != "full", loss["beta"] != "off"), strict=True) if there]
+    sides = [f"{DIVERGENCES[kind]} on {whose} responses" for kind, whose, there in zip(loss["kinds"], whose_responses(loss), (loss["beta"] != "full", loss["beta"] != "off"), strict=True) if there]
     kept = run.stages.get("prompts", {}).get("result", {}).get("kept_train")
     prompts = f" on {counted(kept, 'prompt')}" if kept else ""
     return f"{plan['student']['reference']} learns from {plan['teacher']['reference']}{prompts}, in {counted(plan['rounds'], 'round')}, with {loss['name']}: {', '.join(sides)}."

@@ -11,6 +11,7 @@ from hubdistill.evaluation.questions import OF_TYPE
 from hubdistill.evaluation.statistics import ENOUGH, Measurement
 from hubdistill.hub.card import duration
 from hubdistill.hub.results import COSTS, METRICS, SUBJECTS, number
+from hubdistill.losses.contrastive import INTERLEAVED
 from hubdistill.report.curves import Plot
 from hubdistill.report.gathered import Gathered
 from hubdistill.report.plots import COLOURS, Style, dots
@@ -101,7 +102,7 @@ def responses(run: Gathered) -> Table:
     rows = []
     for name, manifest in run.stages.items():
         result = manifest["result"]
-        if name.endswith(("-teacher", "-student")) and result["rows"]:
+        if name.endswith(("-teacher", "-student", f"-{INTERLEAVED}")) and result["rows"]:
             who, of_round = name.partition("-")[2], name.partition("-")[0].replace("_", " ")
             rows.append([f"{of_round}, {who}", f"{result['rows']:,}", f"{result['tokens'] / result['rows']:.1f}", f"{result['truncated'] / result['rows']:.0%}", str(result.get("unusable", 0))])
     return Table(["", "responses", "mean tokens", "cut at the length limit", "unusable"], rows)

@@ -131,6 +131,24 @@ def test_plan_forecasts_on_a_named_gpu(recipe, monkeypatch, capsys):
     assert {one["name"] for one in found["gpus"]} == {gpu.name for gpu in GPUS}
 
 
+def test_what_both_write_takes_both_and_nothing_is_counted_that_is_not_sampled(recipe):
+    from hubdistill.estimate.costs import Rates, seconds_of
+
+    rates = Rates(pair=0, response={"teacher": 1.0, "student": 100.0}, row=0)
+    sampling = {}
+    for name in ("distillm2", "seqkd", "kd", "imitkd", "off_policy", "skd", "loss.fixed_responses=interleaved"):
+        plan = make_plan(load_recipe(recipe, [name if "=" in name else f"loss.preset={name}", "train.rounds=3"]))
+        sampling[name] = seconds_of(plan, rates)["sampling"] / plan.most_prompts
+    assert sampling == {"distillm2": 301, "seqkd": 1, "kd": 0, "imitkd": 300, "off_policy": 101, "skd": 303, "loss.fixed_responses=interleaved": 603}
+    plan = make_plan(load_recipe(recipe, ["loss.preset=skd"]))
+    stages = {stage.name: stage for stage in memory_of(plan, gpu_named("T4"))}
+    together, alone = stages["both models answer together"].parts, [stages[f"the {who} answers"].parts for who in ("teacher", "student")]
+    assert all(together[name] == sum(parts[name] for parts in alone) for name in ("weights", "keys and values", "activations"))
+    apart = replace(plan, loaded=replace(plan.loaded, recipe=plan.recipe.model_copy(update={"teacher": plan.recipe.teacher.model_copy(update={"device": "cuda:1"})})))
+    (split,) = (stage for stage in memory_of(apart, gpu_named("T4")) if stage.name == "both models answer together")
+    assert (split.parts, split.other_device) == (alone[1], {name: size for name, size in alone[0].items() if name != "libraries"})
+
+
 def test_an_unknown_gpu_and_a_probe_of_another_machine_are_refused(recipe, monkeypatch, capsys):
     code, _, said = called(monkeypatch, capsys, "plan", recipe, "--gpu", "RTX9000")
     assert (code, "choose from T4" in said) == (2, True)
