@@ -268,7 +268,7 @@ class TrainSpec(Spec):
 
     rounds: int = Field(3, ge=1, le=100, description="Rounds: sample, then train one pass over the pairs.")
     pairs_per_step: int = Field(128, ge=1, description="Pairs in an optimiser step, over all devices; where a preset trains on one response of a pair alone, twice as many prompts.")
-    micro_batch: int = Field(1, ge=1, description="Pairs in one forward pass on one device; lower it when memory runs out, the result is the same.")
+    micro_batch: int = Field(1, ge=1, description="Pairs in one forward pass on one device, where all are as long as the longest; of shorter ones it takes more, for the pairs of a step are cut up by length. Lower it when memory runs out, the result is the same.")
     tokens: int | None = Field(None, ge=1, description="Response tokens to train on in a round: the pairs are repeated or cut to hold so many. One pass over them without it.")
     learning_rate: float = Field(5e-5, gt=0, lt=1, description="Peak learning rate of AdamW (cosine over all rounds, 10 % warm-up).")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")

@@ -62,6 +62,12 @@ class Inputs:
     image_of_row: tuple[int | None, ...] = ()
     tree: PairTree | None = None
 
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Tokens that are padding, and all of them; a row of pairs has none."""
+        mask = self.tokens.get("attention_mask")
+        return (0, self.tokens["input_ids"].numel()) if mask is None else (mask.numel() - int(mask.sum()), mask.numel())
+
     def to(self, device: torch.device) -> Inputs:
         def moved(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {name: value.to(device) for name, value in tensors.items()}

@@ -72,6 +72,15 @@ class Pairs(Sequence[Pair]):
         order = range(len(whole)) if tokens is None else filled(sizes, tokens, seed)
         self.tokens = sum(sizes[number] for number in order)  # response tokens of one pass over this sequence
         self._rows = [whole[number] for number in order]
+        self.lengths = [self._prompt_length(rows) + sizes[number] for number, rows in zip(order, self._rows, strict=True)]  # tokens of each pair, its prompt counted once
+
+    def _prompt_length(self, rows: tuple[int, ...]) -> int:
+        """Tokens of a pair's prompt, as the model that reads it longer does."""
+        table = self._sets[0].table
+        if self._views is None:
+            return len(table["prompt_ids"][rows[0]])
+        view = self._views[table["prompt_id"][rows[0]].as_py()]
+        return max(len(view.prompt_ids), len(view.student_prompt_ids or ()))
 
     def _check(self, whole: Sequence[tuple[int, ...]]) -> None:
         """Raises TrainingError where a prompt was not the same for both."""

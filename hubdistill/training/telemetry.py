@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from hubdistill.losses.schedules import AlphaCurriculum
 
 
+PADDING = ("padding", "input_tokens")
+
+
 class Telemetry:
     """Adds up the method's quantities on the device; `take` moves them to the host in one transfer."""
 
@@ -28,9 +31,11 @@ class Telemetry:
         self._sums: torch.Tensor | None = None
         self._beta = 0.0
 
-    def add(self, tokens: Tokens, responses: Responses, preset: LossPreset, beta: float, *, weight: float = 1.0) -> None:
-        """Add one micro-batch; one of nobody has weight 0, since all processes reduce the same sums."""
+    def add(self, tokens: Tokens, responses: Responses, preset: LossPreset, beta: float, *, padding: tuple[int, int] = (0, 1), weight: float = 1.0) -> None:
+        """Add one micro-batch; one of nobody has weight 0, since all processes reduce the same sums. `padding`: tokens of the
+        student's input that are padding, and all of them."""
         totals = telemetry(tokens, responses, preset)
+        totals |= {name: totals["teacher/tokens"].new_tensor(count) for name, count in zip(PADDING, padding, strict=True)}
         values = torch.stack([value.float() for value in totals.values()]) * weight
         self._names, self._beta = list(totals), beta
         self._sums = values if self._sums is None else self._sums + values
@@ -41,7 +46,9 @@ class Telemetry:
             return {}
         values = accelerator.reduce(self._sums, reduction="sum").tolist()
         self._sums = None
-        return {"beta": self._beta} | summarise(dict(zip(self._names, values, strict=True)))
+        totals = dict(zip(self._names, values, strict=True))
+        padded, all_tokens = (totals.pop(name) for name in PADDING)
+        return {"beta": self._beta, "padding": padded / all_tokens} | summarise(totals)
 
 
 class RoundBookkeeping(TrainerCallback):

@@ -117,7 +117,7 @@ class ContrastiveTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The pairs, dealt out to the processes."""
         settings = self.distillation
-        return loader(self._pairs, PairCollator(settings.reading, self._pairs, settings.shared, settings.preset.sides), self.args)
+        return loader(self._pairs, PairCollator(settings.reading, self._pairs, settings.shared, settings.preset.sides), self.args, self._pairs.lengths)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """AdamW, continued from the previous round: its moments, not its learning rate."""
@@ -183,7 +183,7 @@ class ContrastiveTrainer(Trainer):
             )
         if not micro.nobody:
             settings.curriculum.observe(response_gaps(per_token, responses), responses.from_student_B)
-        self.telemetry.add(per_token, responses, settings.preset, beta, weight=float(not micro.nobody))
+        self.telemetry.add(per_token, responses, settings.preset, beta, padding=batch.student.padding, weight=float(not micro.nobody))
         # The Trainer's backward averages gradients over processes; the loss is already a share of the global sum.
         return loss * (0 if micro.nobody else self.accelerator.num_processes)
 

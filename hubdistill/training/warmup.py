@@ -97,7 +97,7 @@ def warm_up(model: PeftModel, tokenizer: Any, rows: Sequence[Row], spec: WarmupS
         """TRL's, with the rows in our order, as the modality turns them into arguments: images are encoded here."""
 
         def get_train_dataloader(self):
-            return loader(self.train_dataset, collator, self.args)
+            return loader(self.train_dataset, collator, self.args, [len(row.as_student) + len(row.response_ids) for row in rows])
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             taken = reading.modality.arguments(model, inputs["inputs"].to(self.args.device))

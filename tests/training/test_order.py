@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+
 import pytest
 from accelerate.data_loader import SeedableRandomSampler
 
-from hubdistill.training.order import NOBODY, Order
+from hubdistill.training.order import NOBODY, Order, by_length
 
 
 @pytest.mark.parametrize("rows", [1, 7, 10])
@@ -28,3 +30,42 @@ def test_a_step_holds_the_same_rows_in_several_processes(rows, size):
         together = [micro for share in shares for micro in share[number * each : (number + 1) * each]]
         assert sorted(row for micro in step for row in micro) == sorted(row for micro in together for row in micro if row != NOBODY)
         assert all(micro == [NOBODY] for micro in together if NOBODY in micro)
+
+
+def area(batch, lengths):
+    return len(batch) * max(lengths[row] for row in batch)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8, 21, 24])
+@pytest.mark.parametrize("size", [1, 2])
+def test_lengths_change_how_a_step_is_cut_and_not_what_it_holds(rows, size):
+    lengths = [(7 * row * row + 3) % 50 + 1 for row in range(rows)]
+    batch, each = 2, 4 // size
+    plain = [list(Order(rows, batch, 1, rank, size)) for rank in range(size)]
+    cut = [list(Order(rows, batch, 1, rank, size, lengths=lengths, step=each * size)) for rank in range(size)]
+    assert [len(share) for share in cut] == [len(share) for share in plain]
+    for start in range(0, len(plain[0]), each):
+        steps = [[micro for share in shares for micro in share[start : start + each]] for shares in (plain, cut)]
+        held = [sorted(row for micro in step for row in micro if row != NOBODY) for step in steps]
+        assert held[0] == held[1]
+        before, after = ([area(micro, lengths) for micro in step if micro != [NOBODY]] for step in steps)
+        assert max(after) <= max(before)
+        assert sum(after) <= sum(before)
+
+
+def test_groups_are_as_narrow_as_any_cut_of_the_sorted_rows_can_be():
+    lengths = [9, 1, 2, 8, 1, 1, 7, 3]
+    ordered = sorted(range(8), key=lambda row: -lengths[row])
+    for groups in range(1, 9):
+        found = by_length(range(8), lengths, groups)
+        assert [row for group in found for row in group] == ordered
+        assert len(found) == groups
+        cuts = combinations(range(1, 8), groups - 1)
+        best = min(max(area(ordered[a:b], lengths) for a, b in pairwise((0, *cut, 8))) for cut in cuts)
+        assert max(area(group, lengths) for group in found) == best
+
+
+def test_the_same_rows_in_two_passes_and_after_a_resume():
+    settings = {"lengths": [3, 9, 1, 4, 4, 8, 2], "step": 2}
+    first, again = Order(7, 2, 5, **settings), Order(7, 2, 5, **settings)
+    assert [list(first), list(first)] == [list(again), list(again)]

@@ -65,7 +65,7 @@ def test_a_log_line_has_means_over_all_its_tokens_and_not_means_of_means():
     for batch in batches:
         telemetry.add(*micro_batch(batch), PRESET, 0.75)
     found = telemetry.take(ALONE)
-    assert found == pytest.approx({"beta": 0.75} | naive([row for batch in batches for row in batch]), rel=1e-5)
+    assert found == pytest.approx({"beta": 0.75, "padding": 0.0} | naive([row for batch in batches for row in batch]), rel=1e-5)
     halves = [naive(batch)["teacher/divergence"] for batch in batches]
     assert abs(found["teacher/divergence"] - sum(halves) / 3) > 1e-3, "the batches must differ for this to mean something"
 
@@ -76,8 +76,8 @@ def test_taking_begins_anew():
     telemetry.add(*micro_batch(first), PRESET, 0.5)
     telemetry.take(ALONE)
     assert telemetry.take(ALONE) == {}
-    telemetry.add(*micro_batch(second), PRESET, 0.625)
-    assert telemetry.take(ALONE) == pytest.approx({"beta": 0.625} | naive(second), rel=1e-5)
+    telemetry.add(*micro_batch(second), PRESET, 0.625, padding=(3, 12))
+    assert telemetry.take(ALONE) == pytest.approx({"beta": 0.625, "padding": 0.25} | naive(second), rel=1e-5)
 
 
 def test_sums_of_other_processes_are_in_the_means():
@@ -93,14 +93,14 @@ def test_sums_of_other_processes_are_in_the_means():
         assert reduction == "sum"
         return values + sums[0]
 
-    assert telemetry.take(SimpleNamespace(reduce=reduce)) == pytest.approx({"beta": 0.5} | naive(here + there), rel=1e-5)
+    assert telemetry.take(SimpleNamespace(reduce=reduce)) == pytest.approx({"beta": 0.5, "padding": 0.0} | naive(here + there), rel=1e-5)
 
 
 def test_a_side_without_responses_is_left_out():
     telemetry = Telemetry()
     telemetry.add(*micro_batch([row for row in unequal_batches(4)[1] if not row["from_student"]]), PRESET, 0.5)
     found = telemetry.take(ALONE)
-    assert {key.split("/")[0] for key in found} == {"beta", "teacher"}
+    assert {key.split("/")[0] for key in found} == {"beta", "padding", "teacher"}
     assert all(math.isfinite(value) for value in found.values())
 
 
