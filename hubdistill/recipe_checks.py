@@ -252,6 +252,7 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
         if getattr(loss, key) is not None and preset.beta == beta:
             yield ("loss", key), f"has no effect: with beta '{beta}' these responses are not trained on; remove it"
     yield from _interleaved(recipe, preset)
+    yield from _policy_gradient(preset)
     preference = preset.preference != "off"
     for key in ("alpha", "mix_grad", "beta", "beta_end", "reduction", "anchor") if preference else ("strength",):
         if getattr(loss, key) is not None:
@@ -285,15 +286,28 @@ def _preference(recipe: Recipe) -> Iterator[Problem]:
         yield ("preference", "image_column"), "has no effect, preferences are read as text alone; remove it"
 
 
+def _policy_gradient(preset: LossPreset) -> Iterator[Problem]:
+    """Its importance weights are those of what the responses were drawn from, which has to be known."""
+    if not preset.policy_gradient:
+        return
+    why = f"the preset '{preset.name}' weighs tokens by what they were drawn from"
+    if preset.beta != "full":
+        yield ("loss", "beta"), f"{why}, the student before the round and a share of the teacher; remove it"
+    if preset.student_responses not in ("round", "interleaved"):
+        yield ("loss", "student_responses"), f"{why}, and responses of earlier rounds were drawn from another student; write round or interleaved"
+    if preset.student_responses == "interleaved" and preset.acceptance != "mixed":
+        yield ("loss", "acceptance"), f"{why}, and with '{preset.acceptance}' that is no mixture of both models; write mixed"
+
+
 def _interleaved(recipe: Recipe, preset: LossPreset) -> Iterator[Problem]:
     """Responses that both models write together: what decides them, and what can write them."""
     loss, sampling = recipe.loss, recipe.sampling
     if not preset.interleaved:
-        for key in ("acceptance", "top_k", "epsilon"):
+        for key in ("acceptance", "top_k", "epsilon", "teacher_share"):
             if getattr(loss, key) is not None:
                 yield ("loss", key), "has no effect: no responses are interleaved; remove it, or write student_responses: interleaved"
         return
-    for key, rule in (("top_k", "top_k"), ("epsilon", "typical")):
+    for key, rule in (("top_k", "top_k"), ("epsilon", "typical"), ("teacher_share", "mixed")):
         if getattr(loss, key) is not None and preset.acceptance != rule:
             yield ("loss", key), f"has no effect with acceptance: {preset.acceptance}; remove it, or write acceptance: {rule}"
     if all(preset.sides) and preset.fixed_responses == preset.student_responses:

@@ -223,7 +223,7 @@ class WarmupSpec(Spec):
 class LossSpec(Spec):
     """The contrastive loss. A preset fills every field that is left out; see docs/method.md."""
 
-    preset: Literal["distillm2", "paper", "released", "cald", "cald_beta", "cald_alpha", "off_policy", "distillm", "gkd", "imitkd", "skd", "kd", "seqkd", "sft", "dpo", "dpkd", "kl", "tvd"] = Field("distillm2", description="distillm2: alpha curriculum, linear beta ramp. paper: Algorithm 1 to the letter. released: what the authors' code ran. cald: eq. 5. The others are what to compare with: docs/baselines.md.")
+    preset: Literal["distillm2", "paper", "released", "cald", "cald_beta", "cald_alpha", "off_policy", "distillm", "gkd", "imitkd", "skd", "minillm", "kd", "seqkd", "sft", "dpo", "dpkd", "kl", "tvd"] = Field("distillm2", description="distillm2: alpha curriculum, linear beta ramp. paper: Algorithm 1 to the letter. released: what the authors' code ran. cald: eq. 5. The others are what to compare with: docs/baselines.md.")
     alpha: float | None = Field(None, gt=0, lt=1, description="Skew alpha_0: share of the other model in the mixture.")
     alpha_range: Annotated[tuple[float, float], Strict(False)] | None = Field(None, description="Lower and upper clip of the curriculum's alpha (0.01 and 0.1 in B.3).")
     anchor: Literal["off", "frozen", "batch", "ema"] | None = Field(None, description="Mean gap m that the curriculum aims at; `off` keeps alpha constant.")
@@ -234,9 +234,10 @@ class LossSpec(Spec):
     reduction: Literal["sequence", "token"] | None = Field(None, description="Mean over a response's tokens, then over responses; or over all tokens.")
     fixed_responses: Literal["teacher", "data", "interleaved"] | None = Field(None, description="What stands beside the student's response: the teacher's; the data set's own; or one that both models write together before each round (interleaved).")
     student_responses: Literal["round", "replay", "initial", "interleaved"] | None = Field(None, description="Which of the student's responses a round trains on: those sampled before it; for each prompt one of any round so far (replay); those of round 1; or those in which the teacher replaces the tokens that it does not accept (interleaved).")
-    acceptance: Literal["top_k", "typical"] | None = Field(None, description="Interleaved responses: which of the student's tokens the teacher keeps, those among its `top_k` most likely (Speculative KD), or those of a probability above min(epsilon^2, epsilon exp(-entropy)) (Medusa; Figure 2 of the paper).")
+    acceptance: Literal["top_k", "typical", "mixed"] | None = Field(None, description="Interleaved responses: which of the student's tokens the teacher keeps, those among its `top_k` most likely (Speculative KD); those of a probability above min(epsilon^2, epsilon exp(-entropy)) (Medusa; Figure 2 of the paper); or all but a share that is drawn (mixed: MiniLLM).")
     top_k: int | None = Field(None, ge=1, description="Tokens among which `acceptance: top_k` keeps the student's.")
     epsilon: float | None = Field(None, ge=0, le=1, description="How strict `acceptance: typical` is; at 0 all of the student's tokens are kept.")
+    teacher_share: float | None = Field(None, ge=0, lt=1, description="Share of the teacher's tokens with `acceptance: mixed`.")
     strength: float | None = Field(None, gt=0, le=100, description="Lambda of the presets dpo and dpkd: how strongly the responses of a pair are told apart.")
 
     @model_validator(mode="after")

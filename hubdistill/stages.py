@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -241,7 +241,7 @@ class Workshop:
         """The engine: transformers with a model that is loaded, or with both, a server or vLLM without one."""
         if model is not None and teacher is not None:
             return InterleavedSampler(model, self.stop_ids, self.pad_id, self.vocab, self.reporter.advance, self.media_ids,
-                                      teacher=teacher, acceptance=Acceptance.of(self.plan.preset), teacher_seed_of=self._seeds(purpose, "teacher"))  # fmt: skip
+                                      teacher=teacher, acceptance=Acceptance.of(self.plan.preset), seeds_of=partial(self._seeds, purpose))  # fmt: skip
         if model is not None:
             return TransformersSampler(model, self.stop_ids, self.pad_id, self.vocab, self.reporter.advance, self.media_ids, self._prepare(who))
         recipe, facts = self.plan.recipe, self.plan.teacher if who == "teacher" else self.plan.student

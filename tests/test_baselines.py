@@ -85,6 +85,7 @@ def test_a_preset_trains_on_what_it_names(name, tmp_path, notes, seen):
 TYPICAL = ("loss.acceptance=typical", "loss.epsilon=0.5")
 INTERLEAVED = {
     "skd": (("loss.preset=skd",), BOTH),
+    "minillm": (("loss.preset=minillm",), BOTH),
     "figure 2, y_s": (("loss.student_responses=interleaved", *TYPICAL), TEACHER | BOTH),
     "figure 2, y_t": (("loss.fixed_responses=interleaved", *TYPICAL), STUDENTS | BOTH),
 }
@@ -100,7 +101,8 @@ def test_interleaved_responses_are_written_anew_each_round_and_trained_on(name, 
     rounds = [answers(tmp_path / "run" / f"round_{n}" / "interleaved.parquet") for n in (1, 2)]
     assert rounds[0] != rounds[1]
     found = [(key, ids) for batch in seen for key, flag, ids in batch if flag == (name != "figure 2, y_t")]
-    first, second = (results[f"round_{n}-train"]["pairs"] for n in (1, 2))
+    times = 2 if name == "minillm" else 1  # once before the round, by the student as it is
+    first, second = (times * results[f"round_{n}-train"]["pairs"] for n in (1, 2))
     assert len(found) == first + second
     assert min(first, second) > 0
     assert all(ids == rounds[number >= first][key] for number, (key, ids) in enumerate(found))
@@ -114,6 +116,16 @@ def test_the_teacher_that_keeps_everything_leaves_what_the_student_says(tmp_path
     assert answers(tmp_path / "all" / "round_1" / "interleaved.parquet") == answers(tmp_path / "plain" / "round_1" / "student.parquet")
     first, second = ((tmp_path / name / "round_1" / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("plain", "all"))
     assert first == second
+
+
+def test_minillm_without_the_teachers_share_trains_on_what_the_student_says(tmp_path, notes, seen):
+    run_of(tmp_path, notes, "loss.preset=minillm", "loss.student_responses=round", "train.rounds=1", until="evaluate")
+    assert {stage for stage, _ in notes.stages} == {"prompts", "warmup", "round_1-student", "round_1-train", "evaluate", "card"}
+    said = answers(tmp_path / "run" / "round_1" / "student.parquet")
+    assert all(ids == said[key] for batch in seen for key, _, ids in batch)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "with MiniLLM" in card
+    assert "reverse KL on student responses and by policy gradient what each token leads to" in card
 
 
 def test_a_card_says_how_interleaved_responses_came_about(tmp_path, notes):
@@ -139,6 +151,11 @@ def test_a_card_says_how_interleaved_responses_came_about(tmp_path, notes):
         (["loss.student_responses=interleaved", "loss.fixed_responses=interleaved"], r"loss\.fixed_responses: both responses of a pair would be the same"),
         (["loss.preset=skd", "sampling.engine=vllm"], r"sampling\.engine: student and teacher write .*write transformers"),
         (["loss.preset=skd", "sampling.server={url: 'http://127.0.0.1:1/v1', model: m}"], r"sampling\.server: student and teacher write .*remove it"),
+        (["loss.preset=skd", "loss.teacher_share=0.5"], r"loss\.teacher_share: has no effect with acceptance: top_k; remove it, or write acceptance: mixed"),
+        (["loss.preset=minillm", "loss.acceptance=typical"], r"loss\.acceptance: the preset 'minillm' weighs tokens .*write mixed"),
+        (["loss.preset=minillm", "loss.student_responses=replay"], r"loss\.student_responses: the preset 'minillm' weighs .*write round or interleaved"),
+        (["loss.preset=minillm", "loss.beta=constant"], r"loss\.beta: the preset 'minillm' weighs tokens .*remove it"),
+        (["loss.preset=minillm", "loss.alpha=0.2"], r"loss\.alpha: has no effect with the preset 'minillm', whose divergence is rkl"),
         (["loss.preset=skd", "target.kind=vlm"], r"the target 'vlm' cannot.*student_responses: round"),
     ],
 )

@@ -22,6 +22,7 @@ OTHERS = {
     "gkd": Method("GKD", "2306.13649"),
     "imitkd": Method("ImitKD", "2009.07253"),
     "skd": Method("Speculative KD", "2410.11325"),
+    "minillm": Method("MiniLLM", "2306.08543"),
     "kd": Method("word-level distillation", "1503.02531"),
     "seqkd": Method("SeqKD", "1606.07947"),
     "sft": Method("supervised fine-tuning", None, distils=False),

@@ -16,7 +16,7 @@ from hubdistill.hub.methods import method_of
 from hubdistill.hub.snippets import DRAFT_TOKENS, Drafts
 from hubdistill.pairs.prompt_report import counted
 
-DIVERGENCES = {"skl": "skew KL", "srkl": "skew reverse KL", "jsd": "generalised JSD", "kl": "KL", "tv": "total variation", "nll": "cross-entropy"}
+DIVERGENCES = {"skl": "skew KL", "srkl": "skew reverse KL", "jsd": "generalised JSD", "kl": "KL", "rkl": "reverse KL", "tv": "total variation", "nll": "cross-entropy"}
 FIXED = {"teacher": "teacher", "data": "data set", "interleaved": "interleaved"}  # whose responses stand beside the student's
 SKEWED = {"skl", "srkl", "jsd"}  # those with an alpha
 
@@ -135,8 +135,9 @@ def _loss_rows(record: Mapping[str, Any]) -> dict[str, str]:
     if loss["preference"] != "off":
         against = "teacher" if loss["preference"] == "teacher" else "student before the round"
         return {"loss": f"{loss['name']}: {fixed} responses preferred to {whose[loss['student_responses']]}, likelihoods held against the {against}'s", "lambda": f"{loss['strength']:g}"} | _interleaved(loss)
+    gradient = " and by policy gradient what each token leads to" if loss.get("policy_gradient") else ""  # runs of before there was one have no such field
     return {
-        "loss": f"{loss['name']}: {', '.join(parts)}",
+        "loss": f"{loss['name']}: {', '.join(parts)}{gradient}",
         **_interleaved(loss),
         "alpha": "none" if not SKEWED & set(loss["kinds"]) else f"{loss['alpha']:g}, {curriculum}",
         "beta": f"{loss['beta']}, {beta[0]['first']:.2f} to {beta[-1]['last']:.2f}",
@@ -155,8 +156,12 @@ def _interleaved(loss: Mapping[str, Any]) -> dict[str, str]:
     sides = zip((loss["beta"] != "full", loss["beta"] != "off"), (loss["fixed_responses"], loss["student_responses"]), strict=True)
     if not any(trained and whose == "interleaved" for trained, whose in sides):
         return {}
-    rule = {"top_k": f"is among the teacher's {loss['top_k']} most likely", "typical": f"has a probability above min(epsilon^2, epsilon exp(-entropy)) under the teacher, epsilon {loss['epsilon']:g}"}
-    return {"interleaved responses": f"written by both, anew each round: the student's token where it {rule[loss['acceptance']]}, else the teacher's"}
+    rule = {
+        "top_k": "where it is among the teacher's {top_k} most likely",
+        "typical": "where it has a probability above min(epsilon^2, epsilon exp(-entropy)) under the teacher, epsilon {epsilon:g}",
+        "mixed": "but for a share of {teacher_share:g} that is drawn",
+    }[loss["acceptance"]]
+    return {"interleaved responses": f"written by both, anew each round: the student's token {rule.format(**loss)}, else the teacher's"}
 
 
 def _training_rows(record: Mapping[str, Any]) -> dict[str, str]:

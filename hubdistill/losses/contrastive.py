@@ -37,11 +37,13 @@ class LossPreset:
     kinds: tuple[str, str] = ("skl", "srkl")  # the divergence on teacher and on student responses
     fixed_responses: Literal["teacher", "data", "interleaved"] = "teacher"
     student_responses: Literal["round", "replay", "initial", "interleaved"] = "round"
-    acceptance: Literal["top_k", "typical"] = "top_k"  # which of the student's tokens the teacher keeps in interleaved responses
+    acceptance: Literal["top_k", "typical", "mixed"] = "top_k"  # which of the student's tokens the teacher keeps in interleaved responses
     top_k: int = 25  # K of SKD
     epsilon: float = 0.3  # of typical acceptance
+    teacher_share: float = 0.2  # of the tokens in mixed responses
     preference: Literal["off", "teacher", "before"] = "off"  # in place of divergences (preference.py), and what it is held against
     strength: float = 0.1  # lambda of eq. 3 and 4
+    policy_gradient: bool = False  # besides the divergence, what a token leads to (policy_gradient.py)
 
     @property
     def sides(self) -> tuple[bool, bool]:
@@ -52,6 +54,11 @@ class LossPreset:
     def interleaved(self) -> bool:
         """Whether responses are trained on that student and teacher write together."""
         return any(trained and whose == INTERLEAVED for trained, whose in zip(self.sides, (self.fixed_responses, self.student_responses), strict=True))
+
+    @property
+    def held_against_before(self) -> bool:
+        """Whether the loss wants to know what the student made of the responses before the round."""
+        return self.preference == "before" or self.policy_gradient
 
     @property
     def prompts_per_pair(self) -> int:
@@ -89,6 +96,9 @@ PRESETS = {
         # Speculative KD (Xu et al. 2024, arXiv 2410.11325): forward KL on what the student says, but for tokens that are not among
         # the teacher's 25 most likely: these are the teacher's. Sampled once a round and not at every step
         replace(PLAIN, name="skd", beta="full", kinds=("kl", "kl"), student_responses="interleaved"),
+        # MiniLLM (Gu et al. 2024, arXiv 2306.08543): reverse KL by policy gradient on responses whose tokens are the teacher's with
+        # probability 0.2. Sampled once a round; without its loss on a pre-training corpus
+        replace(PLAIN, name="minillm", beta="full", kinds=("rkl", "rkl"), policy_gradient=True, student_responses="interleaved", acceptance="mixed"),
         # KD (Hinton et al. 2015, arXiv 1503.02531) at temperature 1 on the data set's responses, without a hard-label term
         replace(PLAIN, name="kd", beta="off", kinds=("kl", "kl"), fixed_responses="data"),
         # SeqKD (Kim & Rush 2016, arXiv 1606.07947): fine-tuning on what the teacher said, sampled in place of its beam search
@@ -136,12 +146,13 @@ def contrastive_loss(
     side_tokens: tuple[int, int] | None = None,
     vocab: int | None = None,
     budget_bytes: int | None = None,
-    reference_logp_B: Tensor | None = None,
+    reference_logp_N: Tensor | None = None,
 ) -> tuple[Tensor, Tokens]:
     """Eq. 2: 1/2 [(1-beta) mean skl on teacher responses + beta mean srkl on student responses], in nats.
 
-    (Or the other divergences that the preset names; or its preference, which wants `reference_logp_B` where it is held
-    against the student before the round, and takes no notice of beta, alpha and reduction.)
+    (Or the other divergences that the preset names; or its preference, which takes no notice of beta, alpha and reduction;
+    or its policy gradient. `reference_logp_N`: log-probabilities of the labels under the student before the round, where the
+    preset is held against it.)
 
     Reduction `sequence`: mean over a response's tokens, then sum over responses / `pairs`. Pass the pairs of the
     whole optimiser step and add the micro-batches' losses, or those of this micro-batch and average. Reduction
@@ -154,8 +165,15 @@ def contrastive_loss(
     if preset.preference != "off":
         from hubdistill.losses.preference import Preference, preference_loss
 
-        return preference_loss(responses, student_head, teacher_head, Preference(preset.strength, pairs, vocab, budget_bytes), reference_logp_B)
+        return preference_loss(responses, student_head, teacher_head, Preference(preset.strength, pairs, vocab, budget_bytes), reference_logp_N)
     weights_N = token_weights(responses, preset.reduction, beta=beta, pairs=pairs, side_tokens=side_tokens)
+    if preset.policy_gradient:
+        from hubdistill.losses.policy_gradient import policy_gradient_loss
+
+        if reference_logp_N is None:
+            raise ValueError("a policy gradient needs the log-probabilities of the labels under the student before the round")
+        share = preset.teacher_share if preset.interleaved else 0.0
+        return policy_gradient_loss(responses, student_head, teacher_head, weights_N, reference_logp_N, share, vocab=vocab, budget_bytes=budget_bytes)
     return chunked_divergence(
         responses, student_head, teacher_head, weights_N, alpha,
         kinds=preset.kinds, mix_grad=preset.mix_grad, vocab=vocab, budget_bytes=budget_bytes,

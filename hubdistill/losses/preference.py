@@ -27,19 +27,20 @@ class Preference:
     budget_bytes: int | None = None
 
 
-def preference_loss(responses: Responses, student_head: Head, teacher_head: Head, settings: Preference, reference_logp_B: Tensor | None = None) -> tuple[Tensor, Tokens]:
+def preference_loss(responses: Responses, student_head: Head, teacher_head: Head, settings: Preference, reference_logp_N: Tensor | None = None) -> tuple[Tensor, Tokens]:
     """1/pairs sum over pairs of -log sigmoid(lambda [log q(y_t)/r(y_t) - log q(y_s)/r(y_s)]), log-probabilities summed over tokens.
 
-    The k-th teacher response and the k-th student response are a pair. r is the teacher, or gave `reference_logp_B`, the sum
-    of each response. Its gradient is that of NLLs with weights that are known once the margin is, so the logits are never
+    The k-th teacher response and the k-th student response are a pair. r is the teacher, or gave `reference_logp_N`. Its gradient is that of NLLs with weights that are known once the margin is, so the logits are never
     stored here either. Micro-batches add up. Raises ValueError where responses are not in pairs.
     """
     lengths = torch.as_tensor(responses.lengths_B)
     flags = responses.from_student_B.cpu()
     if int(flags.sum()) * 2 != len(flags):
         raise ValueError(f"{int(flags.sum())} student responses among {len(flags)}; a preference needs one of each in every pair")
-    student_B = summed_logps(responses.student_ND.detach(), student_head, responses.labels_N, lengths, settings)
-    reference = summed_logps(responses.teacher_ND, teacher_head, responses.labels_N, lengths, settings) if reference_logp_B is None else reference_logp_B
+    student_B = _sums(label_logps(responses.student_ND.detach(), student_head, responses.labels_N, settings.vocab, settings.budget_bytes), lengths)
+    if reference_logp_N is None:
+        reference_logp_N = label_logps(responses.teacher_ND, teacher_head, responses.labels_N, settings.vocab, settings.budget_bytes)
+    reference = _sums(reference_logp_N, lengths)
     ratio_B = student_B - reference.to(student_B)
     margin_P = settings.strength * (ratio_B[~flags] - ratio_B[flags])
     pull_P = settings.strength * torch.sigmoid(-margin_P) / settings.pairs
@@ -51,7 +52,6 @@ def preference_loss(responses: Responses, student_head: Head, teacher_head: Head
     return nll + (value - nll).detach(), tokens
 
 
-def summed_logps(hidden_ND: Tensor, head: Head, labels_N: Tensor, lengths_B: Tensor, settings: Preference) -> Tensor:
-    """Log-probability (B,) of each response under one model, summed over its tokens, without grad."""
-    found = label_logps(hidden_ND, head, labels_N, settings.vocab, settings.budget_bytes)
-    return torch.stack([part.sum() for part in found.split(lengths_B.tolist())])
+def _sums(logps_N: Tensor, lengths_B: Tensor) -> Tensor:
+    """Of each response (B,), over its tokens."""
+    return torch.stack([part.sum() for part in logps_N.split(lengths_B.tolist())])

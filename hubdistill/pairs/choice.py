@@ -46,10 +46,9 @@ class SeededChoice(Choice):
     """
 
     def __init__(self, seeds: Sequence[int], top_p: float, tokens: int, device: torch.device):
-        rows = [torch.rand(tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
         self.exact = torch.float32 if device.type == "mps" else torch.float64
         # In (0, 1]: zero would choose an id that has no probability.
-        self.numbers_BT = (1 - torch.stack(rows)).to(device, self.exact)
+        self.numbers_BT = (1 - uniform(seeds, tokens)).to(device, self.exact)
         self.top_p = top_p
         self.done = 0
 
@@ -59,6 +58,11 @@ class SeededChoice(Choice):
         wanted_B1 = self.numbers_BT[:, self.done, None] * cumulative_BK[:, -1:]
         self.done += 1
         return ids_BK.gather(-1, torch.searchsorted(cumulative_BK, wanted_B1))
+
+
+def uniform(seeds: Sequence[int], tokens: int) -> Tensor:
+    """Numbers (B, T) in [0, 1), float64, of each row from its own seed; drawn on the CPU."""
+    return torch.stack([torch.rand(tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds])
 
 
 def nucleus(scores_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:

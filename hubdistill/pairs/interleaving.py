@@ -21,7 +21,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from hubdistill.errors import InputError
 from hubdistill.losses.contrastive import LossPreset
-from hubdistill.pairs.choice import Choice, only
+from hubdistill.pairs.choice import Choice, only, uniform
 from hubdistill.pairs.padding import padded
 from hubdistill.pairs.sampling import TransformersSampler
 from hubdistill.pairs.store import Question, Response
@@ -37,19 +37,23 @@ class Acceptance:
 
     top_k: those among its own `top_k` most likely (SKD). typical: those with p(y) > min(epsilon^2, epsilon exp(-H(p))), H the
     entropy: less has to be said of a token where the teacher itself is unsure. (DistiLLM-2 prints the student's probability on
-    the left; Medusa, which it cites, has the verifier's, and so has this.)
+    the left; Medusa, which it cites, has the verifier's, and so has this.) mixed: any, with probability 1 - `teacher_share`, so that
+    tokens are drawn from teacher_share p + (1 - teacher_share) q (MiniLLM, Gu et al. 2024, arXiv 2306.08543).
     """
 
     rule: str
     top_k: int
     epsilon: float
+    teacher_share: float
 
     @classmethod
     def of(cls, preset: LossPreset) -> Acceptance:
-        return cls(preset.acceptance, preset.top_k, preset.epsilon)
+        return cls(preset.acceptance, preset.top_k, preset.epsilon, preset.teacher_share)
 
-    def __call__(self, scores_BV: Tensor, proposed_B1: Tensor) -> Tensor:
-        """Bool (B, 1), from the teacher's scores at the sampling temperature; ids that are not to be sampled are -inf there."""
+    def __call__(self, scores_BV: Tensor, proposed_B1: Tensor, coins_B1: Tensor) -> Tensor:
+        """Bool (B, 1), from the teacher's scores at the sampling temperature (-inf for ids that are not to be sampled) and numbers in [0, 1)."""
+        if self.rule == "mixed":
+            return coins_B1 >= self.teacher_share
         if self.rule == "top_k":
             return (scores_BV > scores_BV.gather(-1, proposed_B1)).sum(-1, keepdim=True) < self.top_k
         logp_BV = scores_BV.float().log_softmax(-1)
@@ -84,21 +88,21 @@ class Companion:
 class Interleaving(LogitsProcessor):
     """The student's choice `own` where the teacher keeps it, else the teacher's choice `its`. `steps` says of each step which rows (B,) kept the student's."""
 
-    def __init__(self, own: Choice, its: Choice, teacher: Companion, allowed: Sequence[LogitsProcessor], acceptance: Acceptance):
-        self.own, self.its, self.teacher, self.allowed, self.acceptance = own, its, teacher, LogitsProcessorList(allowed), acceptance
+    def __init__(self, own: Choice, its: Choice, teacher: Companion, allowed: Sequence[LogitsProcessor], acceptance: Acceptance, coins_BT: Tensor):
+        self.own, self.its, self.teacher, self.allowed, self.acceptance, self.coins_BT = own, its, teacher, LogitsProcessorList(allowed), acceptance, coins_BT
         self.steps: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores_BV = self.allowed(input_ids, self.teacher.scores(input_ids))  # type: ignore[arg-type]
         proposed_B1 = self.own.choose(scores).to(scores_BV.device)
-        kept_B1 = self.acceptance(scores_BV, proposed_B1)
+        kept_B1 = self.acceptance(scores_BV, proposed_B1, self.coins_BT[:, len(self.steps), None])
         self.steps.append(kept_B1.squeeze(-1))
         return only(scores, torch.where(kept_B1, proposed_B1, self.its.choose(scores_BV)).to(scores.device))
 
 
 @dataclass(kw_only=True)
 class InterleavedSampler(TransformersSampler):
-    """`model` is the student, and draws with the seeds that `sample` is given; the teacher draws with those of `teacher_seed_of`.
+    """`model` is the student, and draws with the seeds that `sample` is given; the teacher draws with those of `seeds_of("teacher")`.
     So a response of which everything is kept is the one that the student gives alone, and one of which nothing is, the teacher's.
 
     At temperature 0 both choose their most likely token, and the teacher accepts by its scores at temperature 1. `kept` of
@@ -107,7 +111,7 @@ class InterleavedSampler(TransformersSampler):
 
     teacher: PreTrainedModel
     acceptance: Acceptance
-    teacher_seed_of: Callable[[str], int]
+    seeds_of: Callable[[str], Callable[[str], int]]
     said: int = 0
     kept: int = 0
 
@@ -119,8 +123,9 @@ class InterleavedSampler(TransformersSampler):
         return responses
 
     def _processors(self, batch: Sequence[Question], settings: SamplingSpec, seeds: Sequence[int]) -> LogitsProcessorList:
-        its_seeds = [self.teacher_seed_of(question.prompt_id) for question in batch]
+        its_seeds, coins = ([self.seeds_of(what)(question.prompt_id) for question in batch] for what in ("teacher", "acceptance"))
         own, its = self._choice(settings, seeds, self.model.device), self._choice(settings, its_seeds, self.teacher.device)
         beside = Companion(self.teacher, [question.prompt_ids for question in batch], self.pad_id)
-        self._interleaving = Interleaving(own, its, beside, self._allowed(settings), self.acceptance)
+        flipped = uniform(coins, settings.max_tokens).to(self.teacher.device, torch.float32)  # MPS has no float64
+        self._interleaving = Interleaving(own, its, beside, self._allowed(settings), self.acceptance, flipped)
         return LogitsProcessorList([*self._allowed(settings), self._interleaving])

@@ -93,8 +93,8 @@ def train_round(model: PeftModel, pairs: Pairs, distillation: Distillation, spec
     checkpoints = files.folder / "checkpoints"
     last = processes.share(_last_checkpoint(checkpoints, files.inputs) if processes.first else None)
     _restore(distillation, files, last)
-    if distillation.preset.preference == "before":
-        collate = PairCollator(distillation.reading, pairs)
+    if distillation.preset.held_against_before:
+        collate = PairCollator(distillation.reading, pairs, sides=distillation.preset.sides)
         distillation = replace(distillation, reference=likelihoods_before(model, pairs, collate, distillation, spec.micro_batch))
     arguments = on_one_device(TrainingArguments(**training_arguments(
         checkpoints, spec, seed=spec.seed + 1000 * position.round, accumulation=accumulation, num_train_epochs=1, save_strategy="no",

@@ -59,8 +59,10 @@ class Distillation:
     reference: Likelihoods | None = None  # where the loss is held against the student before the round
 
     def reference_logps(self, prompt_ids: Sequence[str]) -> torch.Tensor | None:
-        """Log-probability (2 P,) of the teacher's responses of P pairs, then of the student's, before the round; None without a reference."""
-        return None if self.reference is None else torch.tensor([self.reference[one] for one in prompt_ids], dtype=torch.float64).T.flatten()
+        """Log-probabilities (N,) of the tokens of a micro-batch before the round, in its order; None without a reference."""
+        if self.reference is None:
+            return None
+        return torch.cat([part for side in zip(*(self.reference[one] for one in prompt_ids), strict=True) for part in side])
 
 
 def learning_rate_factor(progress: float) -> float:
@@ -174,7 +176,7 @@ class ContrastiveTrainer(Trainer):
         loss, per_token = contrastive_loss(
             responses, self._student_head, settings.teacher.head, settings.preset, beta=beta,
             alpha=settings.curriculum.rule(), pairs=pairs, side_tokens=(tokens[0], tokens[1]), vocab=settings.vocab,
-            reference_logp_B=settings.reference_logps(micro.prompt_ids),
+            reference_logp_N=settings.reference_logps(micro.prompt_ids),
         )  # fmt: skip
         if not torch.isfinite(loss):
             raise TrainingError(

@@ -164,7 +164,8 @@ def test_presets():
             *(() if p.fixed_responses == "teacher" else (p.fixed_responses,)),
             *(() if p.student_responses == "round" else (p.student_responses,)),
             *(() if p.preference == "off" else (p.preference, p.strength)),
-            *((p.acceptance, p.top_k) if p.interleaved else ()),
+            *((p.acceptance, p.top_k, p.teacher_share) if p.interleaved else ()),
+            *(("policy gradient",) if p.policy_gradient else ()),
         )
         for name, p in PRESETS.items()
     }
@@ -181,7 +182,8 @@ def test_presets():
         "off_policy": (0.1, 0.01, 0.1, "frozen", "max", "exact", "linear", 1.0, "sequence", "initial"),
         "distillm": (0.1, 0.01, 0.1, "off", "max", "exact", "constant", 1.0, "sequence", "srkl", "srkl", "replay"),
         "imitkd": (0.1, 0.01, 0.1, "off", "max", "exact", "full", 1.0, "sequence", "kl", "kl"),
-        "skd": (0.1, 0.01, 0.1, "off", "max", "exact", "full", 1.0, "sequence", "kl", "kl", "interleaved", "top_k", 25),
+        "skd": (0.1, 0.01, 0.1, "off", "max", "exact", "full", 1.0, "sequence", "kl", "kl", "interleaved", "top_k", 25, 0.2),
+        "minillm": (0.1, 0.01, 0.1, "off", "max", "exact", "full", 1.0, "sequence", "rkl", "rkl", "interleaved", "mixed", 25, 0.2, "policy gradient"),
         "kd": (0.1, 0.01, 0.1, "off", "max", "exact", "off", 1.0, "sequence", "kl", "kl", "data"),
         "seqkd": (0.1, 0.01, 0.1, "off", "max", "exact", "off", 1.0, "sequence", "nll", "nll"),
         "dpo": (0.1, 0.01, 0.1, "off", "max", "exact", "constant", 1.0, "sequence", "nll", "nll", "before", 0.1),
@@ -197,15 +199,16 @@ def test_resolve_takes_a_spec():
     given = dict(
         preset="cald", alpha=0.2, alpha_range=(0.05, 0.3), anchor="ema", nonpositive_gap="min", mix_grad="detached",
         beta="linear", beta_end=0.9, reduction="token", fixed_responses="data", student_responses="interleaved", strength=0.2, acceptance="typical", top_k=3, epsilon=0.4,
+        teacher_share=0.3,
     )  # fmt: skip
     assert set(given) == set(LossSpec.model_fields)  # a field added there must be read here
     assert resolve(LossSpec(**given).model_dump()) == contrastive.LossPreset(
         name="cald", alpha=0.2, alpha_low=0.05, alpha_high=0.3, anchor="ema", nonpositive_gap="min",
         mix_grad="detached", beta="linear", beta_end=0.9, reduction="token", fixed_responses="data", student_responses="interleaved", strength=0.2,
-        acceptance="typical", top_k=3, epsilon=0.4,
+        acceptance="typical", top_k=3, epsilon=0.4, teacher_share=0.3,
     )  # fmt: skip
     with pytest.raises(ValueError, match="choose from distillm2"):
-        resolve({"preset": "minillm"})
+        resolve({"preset": "maxillm"})
 
 
 @pytest.mark.parametrize("preset", [PRESET, TOKEN], ids=["sequence", "token"])

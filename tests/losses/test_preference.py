@@ -23,10 +23,10 @@ def logps(case, hidden, head):
 @pytest.mark.parametrize("reference", ["teacher", "given"])
 def test_against_the_formula_with_stored_logits(flags, reference):
     case = plain.make_case(LENGTHS, flags, surplus=(3, 0))
-    given = None if reference == "teacher" else torch.linspace(-30, -5, 6, dtype=torch.float64)
+    given = None if reference == "teacher" else torch.linspace(-9, -1, sum(LENGTHS), dtype=torch.float64)
     loss, tokens = preference_loss(case.responses, case.student, case.teacher, Preference(0.3, 3, case.vocab), given)
     student = logps(case, case.responses.student_ND, case.student)
-    against = logps(case, case.responses.teacher_ND, case.teacher) if given is None else given
+    against = logps(case, case.responses.teacher_ND, case.teacher) if given is None else torch.stack([part.sum() for part in given.split(LENGTHS)])
     chosen, rejected = [i for i in range(6) if not flags[i]], [i for i in range(6) if flags[i]]
     margin = 0.3 * ((student - against)[chosen] - (student - against)[rejected])
     wanted = -torch.log(torch.sigmoid(margin)).mean()

@@ -25,8 +25,8 @@ def seeds(who: str):
 
 
 def sampler(student, teacher, rule: str, value: float, **changes) -> InterleavedSampler:
-    acceptance = Acceptance(rule, int(value), value)
-    return InterleavedSampler(**({"model": student, "stop_ids": (STOP,), "pad_id": 0, "vocab": VOCAB, "teacher": teacher, "acceptance": acceptance, "teacher_seed_of": seeds("teacher")} | changes))
+    acceptance = Acceptance(rule, int(value), value, value)
+    return InterleavedSampler(**({"model": student, "stop_ids": (STOP,), "pad_id": 0, "vocab": VOCAB, "teacher": teacher, "acceptance": acceptance, "seeds_of": seeds} | changes))
 
 
 def answers(engine, settings=SETTINGS, questions=QUESTIONS, who="student"):
@@ -57,8 +57,10 @@ def drawn(probabilities: list[float], number: float, top_p: float) -> int:
     return i
 
 
-def accepted(p: list[float], token: int, rule: str, value: float) -> bool:
+def accepted(p: list[float], token: int, coin: float, rule: str, value: float) -> bool:
     """The rules as they are printed, in probabilities."""
+    if rule == "mixed":
+        return coin >= value
     if rule == "top_k":
         return token in sorted(range(len(p)), key=lambda i: -p[i])[: int(value)]
     entropy = -sum(one * math.log(one) for one in p if one)
@@ -67,12 +69,12 @@ def accepted(p: list[float], token: int, rule: str, value: float) -> bool:
 
 def by_hand(student, teacher, question, rule: str, value: float, settings=SETTINGS) -> tuple[tuple[int, ...], int]:
     """Response ids, and how many of them are the student's: every token from nothing, one prompt at a time."""
-    streams = [torch.rand(TOKENS, generator=torch.Generator().manual_seed(seeds(who)(question.prompt_id)), dtype=torch.float64).tolist() for who in ("student", "teacher")]
+    streams = [torch.rand(TOKENS, generator=torch.Generator().manual_seed(seeds(who)(question.prompt_id)), dtype=torch.float64).tolist() for who in ("student", "teacher", "acceptance")]
     ids, kept = list(question.prompt_ids), 0
-    for own, other in zip(*streams, strict=True):
+    for own, other, coin in zip(*streams, strict=True):
         q, p = distribution(student, ids, settings.temperature), distribution(teacher, ids, settings.temperature)
         token = drawn(q, own, settings.top_p)
-        keep = accepted(p, token, rule, value)
+        keep = accepted(p, token, coin, rule, value)
         kept += keep
         ids.append(token if keep else drawn(p, other, settings.top_p))
         if ids[-1] == STOP:
@@ -80,7 +82,7 @@ def by_hand(student, teacher, question, rule: str, value: float, settings=SETTIN
     return tuple(ids[len(question.prompt_ids) :]), kept
 
 
-RULES = [("top_k", 2), ("top_k", 6), ("typical", 0.3), ("typical", 0.7), ("typical", 1.0)]
+RULES = [("top_k", 2), ("top_k", 6), ("typical", 0.3), ("typical", 0.7), ("typical", 1.0), ("mixed", 0.4)]
 
 
 @pytest.mark.parametrize(("rule", "value"), RULES)
@@ -97,7 +99,7 @@ def test_both_models_in_step_equal_a_loop_that_recomputes_everything(student, te
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-@pytest.mark.parametrize(("rule", "value", "who"), [("typical", 0.0, "student"), ("top_k", VOCAB, "student"), ("top_k", 0, "teacher")])
+@pytest.mark.parametrize(("rule", "value", "who"), [("typical", 0.0, "student"), ("top_k", VOCAB, "student"), ("top_k", 0, "teacher"), ("mixed", 0.0, "student"), ("mixed", 1.0, "teacher")])
 def test_the_ends_are_what_each_model_says_alone(student, teacher, temperature, rule, value, who):
     settings = SETTINGS.model_copy(update={"temperature": temperature})
     engine = sampler(student, teacher, rule, value)
@@ -150,15 +152,16 @@ def test_forbidden_ids_come_from_neither(student, teacher):
     assert not {i for one in found.values() for i in one.response_ids} & {*range(4, 20), *range(VOCAB, 34)}
 
 
-def test_a_replaced_token_follows_the_teacher_given_that_the_students_was_refused():
+@pytest.mark.parametrize(("rule", "value"), [("top_k", 4), ("mixed", 0.3)])
+def test_a_replaced_token_follows_the_teacher_given_that_the_students_was_refused(rule, value):
     """4000 first tokens: were both drawn with one number, a refused proposal would say something of its replacement."""
     student, teacher = tiny.make_model(2), tiny.make_model(1, layers=3)
     questions, settings = [Question(f"q{i}", (4, 5, 6)) for i in range(4000)], SamplingSpec(temperature=1.0, top_p=1.0, max_tokens=1, batch_size=500)
     counts = torch.zeros(VOCAB, dtype=torch.float64)
-    for one in answers(sampler(student, teacher, "top_k", 4), settings, questions).values():
+    for one in answers(sampler(student, teacher, rule, value), settings, questions).values():
         counts[one.response_ids[0]] += 1
     q, p = (torch.tensor(distribution(model, [4, 5, 6], 1.0), dtype=torch.float64) for model in (student, teacher))
     keep = torch.zeros(VOCAB, dtype=torch.bool)
     keep[p.topk(4).indices] = True
-    wanted = q * keep + (q * ~keep).sum() * p
+    wanted = q * keep + (q * ~keep).sum() * p if rule == "top_k" else 0.3 * p + 0.7 * q
     assert 0.5 * (counts / 4000 - wanted).abs().sum() < 0.04
