@@ -23,7 +23,7 @@ from hubdistill.pairs.images import RawImage
 from hubdistill.pairs.join import Pair
 from hubdistill.pairs.prompts import Prompt
 from hubdistill.stages import Reporter, Workshop, borrowed, release_memory
-from hubdistill.training.rounds import on_one_device, training_arguments
+from hubdistill.training.rounds import held_against_before, on_one_device, training_arguments
 from hubdistill.training.teachers import CachedTeacher, LoadedTeacher, moved
 from hubdistill.training.trainer import ContrastiveTrainer, Distillation, Position
 
@@ -50,11 +50,12 @@ def probe(plan: Plan, reporter: Reporter) -> Probed:
     with tempfile.TemporaryDirectory(prefix="hubdistill-probe-") as folder:
         shop = Workshop(plan, reporter, Path(folder))
         memory, tokens = dict[str, Peaks](), dict[str, float]()
-        prompts = _prompts(shop, max(plan.recipe.sampling.batch_size, STEPS * plan.recipe.train.micro_batch))
+        trained = STEPS * plan.recipe.train.micro_batch * plan.preset.prompts_per_pair
+        prompts = _prompts(shop, max(plan.recipe.sampling.batch_size, trained))
         if plan.recipe.sampling.engine == "transformers":
             for who in ("teacher", "student"):
                 memory[f"the {who} answers"], tokens[who] = _sample(shop, who, prompts[: plan.recipe.sampling.batch_size])
-        memory["training"], seconds = _train(shop, prompts[: STEPS * plan.recipe.train.micro_batch])
+        memory["training"], seconds = _train(shop, prompts[:trained])
         return Probed(memory, seconds, tokens, min(DECODED + 1, plan.recipe.sampling.max_tokens))
 
 
@@ -126,6 +127,7 @@ def _train(shop: Workshop, prompts: Sequence[Prompt]) -> tuple[Peaks, float]:
     with measured() as peaks, _teacher(shop) as teacher, borrowed(lambda: shop.load_to_train(None)) as student:
         distillation = Distillation(teacher=teacher, reading=shop.reading, vocab=shop.vocab, preset=plan.preset, position=Position(round=1, rounds=train.rounds),
                                     curriculum=AlphaCurriculum(plan.preset, round=1), shared=shop.who_shares(teacher, student, pairs[0]))  # fmt: skip
+        distillation = held_against_before(distillation, student, pairs, train.micro_batch)
         arguments = on_one_device(TrainingArguments(**training_arguments(
             shop.folder / "training", train, seed=train.seed, accumulation=1, num_train_epochs=1, save_strategy="no", report_to=[],
             per_device_train_batch_size=train.micro_batch * plan.preset.prompts_per_pair)))  # fmt: skip

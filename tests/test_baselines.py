@@ -70,7 +70,8 @@ def test_a_preset_trains_on_what_it_names(name, tmp_path, notes, seen):
     per_round = len(seen) // 2
     for number, batches in enumerate((seen[:per_round], seen[per_round:])):
         found = [one for batch in batches for one in batch]
-        assert all(len(batch) == 4 for batch in batches[:-1])  # micro_batch 2 is four responses, of one side or of two
+        steps = [sum(map(len, batches[start : start + 2])) for start in range(0, len(batches), 2)]
+        assert all(size == 8 for size in steps[:-1])  # four pairs are eight responses, of one side or of two
         allowed = {"distillm": rounds[: number + 1], "off_policy": rounds[:1]}.get(name, rounds[number : number + 1])
         of_data, of_student = ({key: ids for key, flag, ids in found if flag is side} for side in (False, True))
         assert len(found) == len(of_data) + len(of_student) > 0  # each once

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,7 +24,7 @@ from hubdistill.training.trainer import ContrastiveTrainer, Distillation, PairCo
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from hubdistill.pairs.join import Pairs
+    from hubdistill.pairs.join import Pair, Pairs
     from hubdistill.specs import TrainSpec
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -93,9 +93,7 @@ def train_round(model: PeftModel, pairs: Pairs, distillation: Distillation, spec
     checkpoints = files.folder / "checkpoints"
     last = processes.share(_last_checkpoint(checkpoints, files.inputs) if processes.first else None)
     _restore(distillation, files, last)
-    if distillation.preset.held_against_before:
-        collate = PairCollator(distillation.reading, pairs, sides=distillation.preset.sides)
-        distillation = replace(distillation, reference=likelihoods_before(model, pairs, collate, distillation, spec.micro_batch))
+    distillation = held_against_before(distillation, model, pairs, spec.micro_batch)
     arguments = on_one_device(TrainingArguments(**training_arguments(
         checkpoints, spec, seed=spec.seed + 1000 * position.round, accumulation=accumulation, num_train_epochs=1, save_strategy="no",
         per_device_train_batch_size=spec.micro_batch * distillation.preset.prompts_per_pair)))  # fmt: skip
@@ -119,6 +117,14 @@ def train_round(model: PeftModel, pairs: Pairs, distillation: Distillation, spec
         _save(model, trainer, files, learnt)
         shutil.rmtree(checkpoints, ignore_errors=True)
     return {"steps": trainer.state.global_step, "loss": outcome.training_loss, "tokens": pairs.tokens, **pairs.report.as_dict()}
+
+
+def held_against_before(distillation: Distillation, model: PeftModel, pairs: Sequence[Pair], batch: int) -> Distillation:
+    """The same with what the model makes of the pairs' responses now, where the loss wants to know it later."""
+    if not distillation.preset.held_against_before:
+        return distillation
+    collate = PairCollator(distillation.reading, pairs, sides=distillation.preset.sides)
+    return replace(distillation, reference=likelihoods_before(model, pairs, collate, distillation, batch))
 
 
 def _last_checkpoint(folder: Path, inputs: str) -> str | None:

@@ -119,7 +119,8 @@ class ContrastiveTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The pairs, dealt out to the processes."""
         settings = self.distillation
-        return loader(self._pairs, PairCollator(settings.reading, self._pairs, settings.shared, settings.preset.sides), self.args, self._pairs.lengths)
+        lengths = getattr(self._pairs, "lengths", [1] * len(self._pairs))  # a probe's are all of one
+        return loader(self._pairs, PairCollator(settings.reading, self._pairs, settings.shared, settings.preset.sides), self.args, lengths)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """AdamW, continued from the previous round: its moments, not its learning rate."""

@@ -156,11 +156,11 @@ def test_an_unknown_gpu_and_a_probe_of_another_machine_are_refused(recipe, monke
     assert (code, "--probe runs on this machine" in said) == (2, True)
 
 
-@pytest.mark.parametrize("placement", ["resident", "cached"])
-def test_a_probe_runs_the_real_steps(recipe, placement, notes):
+@pytest.mark.parametrize("override", ["teacher.placement=resident", "teacher.placement=cached", "loss.preset=minillm"])
+def test_a_probe_runs_the_real_steps(recipe, override, notes):
     from hubdistill.probe import probe
 
-    plan = make_plan(load_recipe(recipe, [f"teacher.placement={placement}"]))
+    plan = make_plan(load_recipe(recipe, [override]))
     found = probe(plan, notes)
     assert set(found.memory) == {"the teacher answers", "the student answers", "training"}
     assert found.micro_batch > 0
