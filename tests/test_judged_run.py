@@ -9,6 +9,9 @@ import yaml
 
 from hubdistill.console import plan_text
 from hubdistill.errors import RecipeError, SamplingError
+from hubdistill.estimate.costs import guessed, seconds_of
+from hubdistill.estimate.machines import gpu_named
+from hubdistill.estimate.memory import memory_of
 from hubdistill.evaluation.statistics import mean_and_interval
 from hubdistill.finished import load_run
 from hubdistill.pairs.prompts import read_prompts
@@ -213,3 +216,14 @@ def test_on_the_command_line_it_is_one_line_and_an_exit_code(recipe, planned, mo
     code, out, err = called(monkeypatch, capsys, "plan", recipe, f"evaluate={judge}", "--offline")
     assert code == 0, err
     assert "judge     org/judge, at most 32 verdicts: teacher, student, warm-up, distilled against the reference, in both orders" in out
+
+
+def test_a_forecast_knows_that_judged_answers_are_long(planned):
+    machine, judged, before = gpu_named("T4"), planned("evaluate[1].max_tokens=128", "sampling.batch_size=512"), planned("evaluate=[]")
+    with_short = planned("sampling.batch_size=512")
+
+    def evaluation(plan):
+        return {stage.name: stage.total for stage in memory_of(plan, machine)}["evaluation"], seconds_of(plan, guessed(plan, machine))["evaluation"]
+
+    assert all(long > short for long, short in zip(evaluation(judged), evaluation(with_short), strict=True))
+    assert seconds_of(before, guessed(before, machine))["evaluation"] == 0

@@ -14,6 +14,7 @@ from hubdistill.estimate.machines import Machine
 from hubdistill.estimate.memory import Sizes
 from hubdistill.estimate.weights import BYTES, count
 from hubdistill.losses.contrastive import INTERLEAVED
+from hubdistill.plan_checks import judgements
 
 if TYPE_CHECKING:
     from hubdistill.models.sources import ModelFacts
@@ -98,7 +99,7 @@ def seconds_of(plan: Plan, rates: Rates) -> dict[str, float] | None:
         "sampling": prompts * ((teacher_sets + common_sets) * rates.response["teacher"] + (student_sets + common_sets) * rates.response["student"]) * (share if recipe.sampling.engine == "transformers" else 1),
         "warm-up": warm_up * share,
         "training": rounds * most * rates.pair * share,
-        "evaluation": asked * (rates.response["teacher"] + EVALUATED * (rates.response["student"] + rates.pair / 2)),
+        "evaluation": asked * (rates.response["teacher"] + EVALUATED * (rates.response["student"] + rates.pair / 2)) + _judged(plan) * rates.response["student"],
     }
 
 
@@ -110,6 +111,13 @@ def _sets(plan: Plan) -> tuple[int, int, int]:
     teacher = (rounds if recipe.sampling.resample_teacher else 1) if first and preset.fixed_responses == "teacher" else int(warm_up)
     student = {"initial": 1, INTERLEAVED: 0}.get(preset.student_responses, rounds) if second else 0
     return teacher, student, rounds * preset.interleaved
+
+
+def _judged(plan: Plan) -> float:
+    """Answers that judges are shown, as responses of the rounds' length; how long a judge takes to compare them nobody here knows."""
+    recipe = plan.recipe
+    found = zip(judgements(recipe, plan.prompts, plan.questions), (one for one in recipe.evaluate if one.judge), strict=True)
+    return sum((told["verdicts_at_most"] or 0) / 2 * one.max_tokens / recipe.sampling.max_tokens for told, one in found)
 
 
 def _file_bytes(facts: ModelFacts) -> int:

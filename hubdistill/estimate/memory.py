@@ -153,10 +153,11 @@ def _both_answer(sizes: Sizes) -> StageMemory:
     return StageMemory(TOGETHER, parts | {name: parts[name] + size for name, size in teacher.items()})
 
 
-def _generation(sizes: Sizes, who: str, rows: int) -> dict[str, int]:
-    """What `generate` holds: the cache at its longest, and beside it the larger of reading the prompts and choosing a token."""
+def _generation(sizes: Sizes, who: str, rows: int, more: int = 0) -> dict[str, int]:
+    """What `generate` holds: the cache at its longest, and beside it the larger of reading the prompts and choosing a token. Answers may
+    be `more` tokens longer than those of the rounds."""
     recipe, counts = sizes.plan.recipe, sizes.counts(who)
-    prompt, longest = recipe.prompts.max_tokens, recipe.prompts.max_tokens + recipe.sampling.max_tokens
+    prompt, longest = recipe.prompts.max_tokens, recipe.prompts.max_tokens + recipe.sampling.max_tokens + more
     read = sizes.trace(who, rows, prompt, cache=True)
     cache = read.kept * longest // prompt
     layer = cache // counts.layers  # a layer's cache is copied when it grows
@@ -228,7 +229,8 @@ def _evaluation(sizes: Sizes) -> StageMemory:
     length = recipe.prompts.max_tokens + recipe.sampling.max_tokens
     tile = min(TILE_BYTES, ROWS * recipe.sampling.max_tokens * (sizes.plan.vocab or sizes.counts("student").vocab) * 4)
     scoring = max(sizes.trace(who, ROWS, length).forward for who in ("teacher", "student")) + 8 * tile  # token_metrics
-    saying = sum(_generation(sizes, "student", recipe.sampling.batch_size).values())
+    judged = [(one.questions or recipe.prompts).max_tokens + one.max_tokens for one in recipe.evaluate if one.judge]
+    saying = sum(_generation(sizes, "student", recipe.sampling.batch_size, max([length, *judged]) - length).values())
     apart = sizes.plan.recipe.teacher.device not in ("auto", recipe.train.device)
     return StageMemory("evaluation", {"student": sizes.weights("student") + sizes.adapter * 4, "teacher": 0 if apart else sizes.weights("teacher"),
                                       "activations, keys and values": max(scoring, saying)} | sizes.mapped)  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,8 +100,13 @@ def _row(group: dict[str, Measurement], subjects: Sequence[str]) -> tuple[Markdo
         bold = "**" if subject == "distilled" else ""
         interval = f" {_interval(m.low, m.high)}" if m and m.n else ""
         cells.append(Markdown(f"{bold}{number(m.value)}{bold}{interval}") if m else Markdown("–"))
-    counts = sorted({m.n for m in group.values()})
-    return (*cells, text(first.better), Markdown("–".join(map(str, (counts[0], counts[-1]) if len(counts) > 1 else counts)) if first.n else "–"))
+    return (*cells, text(first.better), Markdown(prompts_of(group.values())))
+
+
+def prompts_of(rows: Iterable[Measurement]) -> str:
+    """On how many prompts a metric was measured: the fewest and the most, where a judge left some subjects without verdicts."""
+    counts = sorted({row.n for row in rows})
+    return "–" if not counts[-1] else str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
 
 
 def _differences(measurements: Sequence[Measurement]) -> tuple[Markdown, ...]:

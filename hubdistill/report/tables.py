@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from hubdistill.evaluation.questions import OF_TYPE
 from hubdistill.evaluation.statistics import ENOUGH, Measurement
 from hubdistill.hub.card import duration
-from hubdistill.hub.results import COSTS, METRICS, SUBJECTS, number
+from hubdistill.hub.results import COSTS, METRICS, SUBJECTS, judged, number, prompts_of
 from hubdistill.losses.contrastive import INTERLEAVED
 from hubdistill.report.curves import Plot
 from hubdistill.report.gathered import Gathered
@@ -62,9 +62,10 @@ def results(measurements: Sequence[Measurement]) -> Table:
     for group in groups.values():
         first = next(iter(group.values()))
         cells = [_cell(group.get(name)) for name in subjects]
-        rows.append([f"{label(first)}, {first.unit} ({_arrow(first.better)})", *cells, _difference(group.get("distilled")), str(first.n or "–")])
+        rows.append([f"{label(first)}, {first.unit} ({_arrow(first.better)})", *cells, _difference(group.get("distilled")), prompts_of(group.values())])
+    judges = "".join(f" {SUBJECTS.get(row.subject, row.subject)}, {row.on}, by the judge {row.judged['judge']}: {judged(row.judged)}." for row in measurements if row.judged and OF_TYPE not in row.on)
     return Table(["", *(SUBJECTS.get(name, name) for name in subjects), "this adapter, minus what it started from", "n"], rows,
-                 "Means over n held-out prompts with 95 % bootstrap intervals, paired differences on the same prompts; ↓ lower is better, ↑ higher is better. The intervals say what other prompts might have given; it is one training run.")  # fmt: skip
+                 "Means over n held-out prompts with 95 % bootstrap intervals, paired differences on the same prompts; ↓ lower is better, ↑ higher is better. The intervals say what other prompts might have given; it is one training run." + judges)  # fmt: skip
 
 
 def result_plots(measurements: Sequence[Measurement]) -> list[Plot]:
