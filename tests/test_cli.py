@@ -37,7 +37,7 @@ def test_help_names_every_command_and_a_way_to_start(monkeypatch, capsys):
     code, out, _ = called(monkeypatch, capsys, "--help")
     assert code == 0
     assert "hubdistill run quickstart" in out.replace("\n", " ")
-    for command in ("run", "plan", "prompts", "sample", "warmup", "train", "evaluate", "card", "push", "pull", "recipes"):
+    for command in ("run", "plan", "prompts", "sample", "warmup", "train", "evaluate", "benchmark", "card", "push", "pull", "recipes"):
         assert f"│ {command} " in out
 
 

@@ -14,11 +14,11 @@ PACKAGE = ROOT / "hubdistill"
 # A module may import what stands before it. A package (losses, pairs, ...) is one place for all of its files.
 LINE = """
     hubdistill errors files processes hub_errors yaml_lines shipped specs losses pairs models modalities evaluation targets
-    recipe_wording recipe_checks recipe_overrides recipe recipe_reference plan_checks plan estimate training rundir stages tasks examination lessons teaching probe prompting hub finished destination merging publication report
+    recipe_wording recipe_checks recipe_overrides recipe recipe_reference plan_checks plan estimate training rundir stages tasks examination lessons teaching probe prompting hub finished candidates benchmarking destination merging publication report
     run summary compare forecast_text console launcher cli __main__
 """
 ORDER = LINE.split()
-ONE_FILE = ("vllm", "bitsandbytes", "trl", "PIL", "httpx2")  # each imported by one file, inside a function
+ONE_FILE = ("vllm", "bitsandbytes", "trl", "PIL", "httpx2", "lm_eval", "evalplus")  # each imported by one file, inside a function
 TRAINERS = 2  # files that import trl: the warm-up's trainer and that of preference tuning
 LIGHT = ("hubdistill.cli", "hubdistill.plan", "hubdistill.recipe", "hubdistill.publication", "hubdistill.summary", "hubdistill.hub.pull")
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets")  # none of which a LIGHT module imports

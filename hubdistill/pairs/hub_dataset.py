@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,15 @@ def hub_rows(spec: SourceSpec) -> Iterator[Mapping[str, Any]]:
 
     Raises what `hub_problem` words, and InputError for a split, configuration or file that cannot be used.
     """
+    yield from _read(spec, _undecoded)
+
+
+def whole_rows(spec: SourceSpec) -> Iterator[Mapping[str, Any]]:
+    """`hub_rows` with every column that a row has."""
+    yield from _read(spec, lambda rows, spec: rows)
+
+
+def _read(spec: SourceSpec, chosen: Callable[[Any, SourceSpec], Any]) -> Iterator[Mapping[str, Any]]:
     import datasets
 
     commit = find_dataset(spec).commit
@@ -73,7 +82,7 @@ def hub_rows(spec: SourceSpec) -> Iterator[Mapping[str, Any]]:
         rows = datasets.load_dataset(
             spec.dataset, spec.config, split=spec.split, revision=revision, streaming=spec.streaming
         )
-        yield from _undecoded(rows, spec)
+        yield from chosen(rows, spec)
     except Exception as problem:  # `datasets` raises every kind, bare ones too; each is worded and chained
         raise _dataset_problem(problem, spec) from problem
 

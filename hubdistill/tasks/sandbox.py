@@ -82,7 +82,7 @@ class Sandbox:
         if failed:
             raise SandboxError(
                 f"no program of a model is run here: {failed}; run on Linux 5.13 or newer with Landlock and seccomp (x86-64 or arm64; containers have them), "
-                "or, on a machine that holds nothing of value, let programs run without isolation (--no-isolation)"
+                "or, on a machine that holds nothing of value, let programs run without isolation (--no-isolation; in a recipe `allow_code_execution: unconfined`)"
             )
         apart = ", own user, network and IPC namespaces" if force["namespaces"] else ""
         return cls(limits, True, f"Landlock version {force['landlock']}, seccomp{apart}; no file but Python's library is read, none is written, no network, no other process")
