@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hubdistill.errors import HubdistillError, InputError, MissingError
+from hubdistill.errors import GateError, HubdistillError, InputError, MissingError
 from hubdistill.files import write_atomically, write_problem
 from hubdistill.hub.asked import Asked
 from hubdistill.processes import told
@@ -70,13 +70,19 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, output: Out
         if not current.processes.first:
             return
         current.finish()
-        done = publish_as_recipe(current.path, publish) if publish else None
+        refused, done = None, None
+        try:
+            done = publish_as_recipe(current.path, publish) if publish else None
+        except GateError as problem:
+            refused = problem  # said after the results that it is about
         if mirrored:
             mirrored.close()
     summary = _summary(started.path, done)
     from hubdistill.console import summary_text
 
     _print(json.dumps(summary, indent=2) if json_ else summary_text(summary))
+    if refused:
+        raise refused
 
 
 @app.command()
@@ -362,8 +368,12 @@ def push(run: RunArgument,
          tag: Annotated[str | None, typer.Option("--tag", help="Tag the commit, for example v0.1.")] = None,
          revision: Annotated[str | None, typer.Option("--revision", help="Branch to push to.")] = None,
          overwrite_card: Annotated[bool, typer.Option("--overwrite-card", help="Replace an existing card, hand-written text included.")] = False,
+         force: Annotated[bool, typer.Option("--force", help="Push a student that is worse than what its training began with; its card says so.")] = False,
          dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be pushed; no network needed.")] = False) -> None:  # fmt: skip
-    """Publish a finished run: one commit with the adapter, its card and its recipe. Needs `hf auth login` or HF_TOKEN."""
+    """Publish a finished run: one commit with the adapter, its card and its recipe. Needs `hf auth login` or HF_TOKEN.
+
+    Exit code 1, and nothing is pushed, where the distilled student is worse than the warm-up (the recipe's `gate`).
+    """
     from hubdistill import publication
     from hubdistill.rundir import RunDirectory
 
@@ -375,7 +385,7 @@ def push(run: RunArgument,
         return
     with RunDirectory(path).locked():
         done = publication.publish(path, repo, base_repo=base_repo, private=not public, create_pr=pr, tag=tag, revision=revision, overwrite_card=overwrite_card,
-                                   merged_repo=merged_repo)  # fmt: skip
+                                   merged_repo=merged_repo, force=force)  # fmt: skip
     for warning in done.warnings:
         _say(f"warning: {warning}")
     shown = f"refs/pr/{done.pr}" if done.pr else revision
@@ -508,7 +518,7 @@ def _complain(text: str) -> None:
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 ok, 1 training failed, 2 user error, 130 interrupted; no traceback unless HUBDISTILL_DEBUG=1."""
+    """Entry point. Exit codes: 0 ok, 1 training failed or its result is not published, 2 user error, 130 interrupted; no traceback unless HUBDISTILL_DEBUG=1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
     try:

@@ -173,7 +173,8 @@ def summary_text(summary: dict[str, Any]) -> str:
     lines = [f"Distilled in {summary['time']}. {on} (mean and 95 % interval):"]
     lines += [f"  {row}" for row in summary["results"]] or ["  nothing was evaluated"]
     lines += [f"  judged: {line}" for line in summary["judged"]]
-    lines += ["", f"Run       {summary['run']}", f"Adapter   {summary['adapter']}", f"Card      {summary['card']}"]
+    lines += ["", f"Run       {summary['run']}", f"Adapter   {summary['adapter']}", f"Card      {summary['card']}", f"Report    {summary['report']}"]
+    lines.append(f"Gate      {summary['gate']}")
     if summary["memory"]:
         peak = max(summary["memory"], key=lambda row: row["measured"])
         lines.append(f"Memory    {peak['measured'] / 2**30:.1f} GiB at most, in {peak['stage']} (forecast: {peak['predicted'] / 2**30:.1f})")

@@ -69,6 +69,12 @@ class SandboxError(HubdistillError, RuntimeError):
     """This machine cannot keep a model's programs from its files and its network, so none is run."""
 
 
+class GateError(HubdistillError, RuntimeError):
+    """The distilled student is worse than what its training began with; nothing was pushed, both adapters stay."""
+
+    exit_code = 1
+
+
 class JobError(HubdistillError, RuntimeError):
     """A job on other machines did not complete, or is no longer followed; `exit_code` is its own where that is known."""
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubdistill.errors import HubdistillError, InputError, MissingError
+from hubdistill.errors import GateError, HubdistillError, InputError, MissingError
+from hubdistill.evaluation.gate import verdict_of
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.models.sources import read_json
 
@@ -58,6 +59,23 @@ def location(path: Path) -> Location:
     with undamaged(path / "location.json"):
         found = read_json(path / "location.json")
         return Location(found["base"], found["kind"] == "hub", found["chat_template"])
+
+
+def require_gate(path: Path, push: str) -> None:
+    """Refuse to publish a student that is worse than what its training began with; `push` is the command that does it all the
+    same. Raises GateError with the numbers, and where both adapters are."""
+    record, measurements = load_run(path)
+    verdict = verdict_of(record, measurements)
+    if not verdict.refuses:
+        return
+    after = final_adapter(path, record)
+    kept = f"the warm-up's adapter, {path / 'warmup' / 'adapter'}" if verdict.against == "warm-up" else "the student as it was, without an adapter"
+    raise GateError(
+        f"nothing was pushed: the distilled student is {verdict.text}\n"
+        + "".join(f"  {one.text}\n" for one in verdict.worse)
+        + f"The one to keep is {kept}; the distilled one is kept too, in {after}.\n"
+        f"To publish it all the same: {push}\nTo judge by something else, set gate.metric and gate.guards (docs/recipe.md)"
+    )
 
 
 def final_adapter(path: Path, record: Mapping[str, Any]) -> Path:

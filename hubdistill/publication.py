@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from hubdistill.destination import check_repositories, destination
+from hubdistill.evaluation.gate import verdict_of
+from hubdistill.evaluation.lengths import measured_by_length
 from hubdistill.files import write_atomically, write_json
-from hubdistill.finished import final_adapter, load_run, location, undamaged
+from hubdistill.finished import final_adapter, load_run, location, require_gate, undamaged
 from hubdistill.hub import card as cards
 from hubdistill.hub.access import check_access
 from hubdistill.hub.base_publish import (
@@ -57,6 +59,7 @@ def write_record(path: Path, plan: Plan, seconds: Mapping[str, float], results: 
         "stages": dict(results),
         "memory": compared(plan, memory or {}),
         "time": times(plan, seconds),
+        "by_length": measured_by_length(path, plan.recipe.train.seed) if results.get("evaluate", {}).get("measurements") else [],
         "hardware": hardware(plan.recipe.train.device),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "quantization": _quantization(plan),
@@ -112,16 +115,18 @@ def _shown_revision(revision: str | None, tag: str | None) -> str | None:
 
 
 def publish(path: Path, repo: str, *, base_repo: str | None, private: bool, tag: str | None, create_pr: bool = False,
-            revision: str | None = None, overwrite_card: bool = False, merged_repo: str | None = None) -> Published:  # fmt: skip
+            revision: str | None = None, overwrite_card: bool = False, merged_repo: str | None = None, force: bool = False) -> Published:  # fmt: skip
     """Push the base (where it is not on the Hub), then the adapter with its card, pinned to that base's commit; then the
     model with the adapter merged in, if it has a repository.
 
-    Whatever can be refused is refused before the base is pushed.
+    Whatever can be refused is refused before the base is pushed. Raises GateError for a student that became worse, unless `force`.
     """
     check_arguments(repo, revision, create_pr, tag)
     place, own_base = destination(path, repo, base_repo, _shown_revision(revision, tag), merged_repo, on_main=not create_pr and revision in (None, "main"))
+    resume = _push_command(path, repo, base_repo, merged_repo, private=private, create_pr=create_pr, tag=tag, revision=revision, overwrite_card=overwrite_card, force=force)
+    if not force:
+        require_gate(path, f"{resume} --force")
     merged = _merged(path, place, private=private)
-    resume = _push_command(path, repo, base_repo, merged_repo, private=private, create_pr=create_pr, tag=tag, revision=revision, overwrite_card=overwrite_card)
     options: dict[str, Any] = {"private": private, "create_pr": create_pr, "tag": tag, "revision": revision,
                                "overwrite_card": overwrite_card, "resume_command": resume}  # fmt: skip
     folder = build(path, place, path / "staged")
@@ -159,9 +164,9 @@ def _merged(path: Path, place: Place, *, private: bool) -> Merged | None:
     return merge(record, found.base, found.on_hub, found.template, final_adapter(path, record), path / "merged", place.merged)
 
 
-def _push_command(path: Path, repo: str, base_repo: str | None, merged_repo: str | None, *, private: bool, create_pr: bool, tag: str | None, revision: str | None, overwrite_card: bool) -> str:
+def _push_command(path: Path, repo: str, base_repo: str | None, merged_repo: str | None, *, private: bool, create_pr: bool, tag: str | None, revision: str | None, overwrite_card: bool, force: bool) -> str:
     given = [("--base-repo", base_repo), ("--merged-repo", merged_repo), ("--tag", tag), ("--revision", revision)]
-    flags = [("--public", not private), ("--pr", create_pr), ("--overwrite-card", overwrite_card)]
+    flags = [("--public", not private), ("--pr", create_pr), ("--overwrite-card", overwrite_card), ("--force", force)]
     words = ["hubdistill", "push", str(path), "--repo", repo, *(word for name, value in given if value for word in (name, value))]
     return shlex.join([*words, *(name for name, on in flags if on)])
 
@@ -197,6 +202,8 @@ def preview_text(path: Path, repo: str, *, base_repo: str | None, private: bool,
         lines.append(f"{place.base}, pushed first")
         lines += [f"  {file.name}  {file.stat().st_size:,} bytes" for file in base_files(own_base)]
     lines += [f"{place.merged}, merged and pushed last"] if place.merged else []
+    verdict = verdict_of(*load_run(path))
+    lines.append(f"gate: {verdict.text}{'; the push is refused without --force' if verdict.refuses else ''}")
     text = (folder / CARD).read_text(encoding="utf-8")
     shutil.rmtree(folder)
     build_local(path)

@@ -22,6 +22,7 @@ from hubdistill.errors import RecipeError
 from hubdistill.recipe_overrides import apply_override
 from hubdistill.specs import (
     EvaluationSpec,
+    GateSpec,
     LoraSpec,
     LossSpec,
     PreferenceSpec,
@@ -84,6 +85,7 @@ class Recipe(Spec):
     evaluate: tuple[EvaluationSpec, ...] = Field(
         description="Evaluations on held-out prompts: `[{kind: divergence}]`, or `[]`."
     )
+    gate: GateSpec = Field(GateSpec(), description="What must not be worse for the run to be published.")
     publish: PublishSpec | None = Field(None, description="Where the adapter goes; nothing is pushed without it.")
 
 

@@ -177,6 +177,7 @@ def check_together(recipe: Recipe) -> Iterator[Problem]:
     yield from _loss(recipe)
     yield from _preference(recipe)
     yield from _evaluate(recipe)
+    yield from _gate(recipe)
     yield from _publish(recipe)
 
 
@@ -343,6 +344,19 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
             yield ("evaluate", index), "'vqa' needs known answers; add `questions`, or name the column of the prompts' answers in prompts.response_column"
     if not recipe.prompts.heldout and any(one.questions is None for one in recipe.evaluate):
         yield ("prompts", "heldout"), "is 0 and evaluate needs held-out prompts (only `vqa` and `judge` with `questions` do without); write 200, or evaluate: []"
+
+
+def _gate(recipe: Recipe) -> Iterator[Problem]:
+    given, default = recipe.gate, type(recipe.gate)()
+    if (given.metric, given.guards) == (default.metric, default.guards):
+        return
+    from hubdistill.evaluation.heldout import UNITS  # brings torch, for recipes that say more than most
+
+    for key, names in (("metric", [given.metric]), ("guards", given.guards)):
+        for name in [name for name in names if name not in UNITS]:
+            guess = nearest(name, UNITS)
+            hint = f"did you mean '{guess}'?" if guess else f"choose from {', '.join(UNITS)}"
+            yield ("gate", key), f"'{show(name)}' is no metric; {hint}"
 
 
 def _publish(recipe: Recipe) -> Iterator[Problem]:

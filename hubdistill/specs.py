@@ -315,6 +315,14 @@ DECODING: dict[str, dict[str, Any]] = {"judge": {"max_tokens": 512, "temperature
 BELONGS = ((("vqa", "judge"), ("questions", "max_tokens")), (("acceptance",), ("draft_tokens", "timed")), (("judge",), ("judge", "temperature", "top_p")))
 
 
+class GateSpec(Spec):
+    """What a distilled student must not be worse in than what its training began with (the warm-up, or the student where there is none), to be published. Worse is a paired difference whose whole 95 % interval is on the wrong side; fewer than 20 prompts are not judged."""
+
+    metric: str = Field("kl", min_length=1, description="Metric that the student was distilled for, by its name in measurements.json; of those on several kinds of responses, on the teacher's.")
+    guards: Annotated[tuple[str, ...], Strict(False)] = Field(("kl", "agreement", "rouge_l", "acceptance", "vqa_accuracy", "exact_match", "win_rate"), description="Metrics that must not become worse either, wherever they were measured; not by type of question, and not without images.")
+    off: bool = Field(False, description="Publish whatever was measured.")
+
+
 class PublishSpec(Spec):
     """Where the adapter goes."""
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hubdistill.evaluation.gate import verdict_of
 from hubdistill.evaluation.judge import WIN_RATE
 from hubdistill.evaluation.questions import OF_TYPE, RIGHT_ANSWERS
 from hubdistill.evaluation.statistics import Measurement
@@ -14,6 +15,7 @@ from hubdistill.hub import card as cards
 from hubdistill.hub.publish import Published
 from hubdistill.hub.results import judged
 from hubdistill.publication import location
+from hubdistill.report.page import PAGE
 
 SHOWN = ("gap_closed", "speed_up", "accepted_length", "acceptance", "perplexity", "kl", "agreement", "rouge_l", "preference", "vqa_accuracy", "exact_match", "win_rate", "latency", "memory")  # metrics that `run` ends with; of questions the whole set
 OF_QUESTIONS = (*RIGHT_ANSWERS, WIN_RATE)
@@ -26,14 +28,17 @@ def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measureme
     by_key = {(row.metric, row.on, row.subject): row for row in measurements}
     base_missing = not location(path).on_hub
     name = record["name"].replace("/", "-")
+    verdict = verdict_of(record, measurements)
     following = f"hubdistill push {shlex.quote(str(path))} --repo YOU/{name}" + (f" --base-repo YOU/{name}-base" if base_missing else "")
     return {
         "run": str(path),
         "adapter": str(path / "hub"),
         "card": str(path / "README.md"),
+        "report": str(path / PAGE),
         "time": cards.duration(sum(record["seconds"].values())),
         "memory": record.get("memory", []),
         "prompts": prompts,
+        "gate": verdict.text,
         "results": [_result_line(row, by_key) + (f"   (n = {row.n})" if row.n and (row.metric in OF_QUESTIONS or row.n != prompts) else "") for row in chosen],
         "judged": [f"{row.subject} {row.on}: {judged(row.judged)}" for row in measurements if row.judged and OF_TYPE not in row.on],
         "measurements": [row.as_dict() for row in measurements],
@@ -42,7 +47,7 @@ def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measureme
         "commit": done.commit if done else None,
         "visibility": done.visibility if done else None,
         "beside": list(done.beside) if done else [],
-        "next": f"hubdistill pull {done.repo}" if done else following,
+        "next": f"hubdistill pull {done.repo}" if done else f"{path / PAGE} shows where it became worse; `push` is refused without --force" if verdict.refuses else following,
     }
 
 

@@ -12,12 +12,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from hubdistill.evaluation.heldout import ON_OWN, ON_TEACHER, UNITS
 from hubdistill.evaluation.statistics import mean_and_interval, paired_difference
 from hubdistill.pairs.prompts import read_prompts
 
 PARTS = 3
-MEASURED = (("kl", ON_TEACHER), ("agreement", ON_TEACHER), ("kl", ON_OWN), ("rouge_l", ON_OWN), ("acceptance", ON_TEACHER))
+# (metric, on) -> (unit, better), as heldout.py has them, which would bring torch
+MEASURED = {
+    ("kl", "teacher responses"): ("nats/token", "lower"),
+    ("agreement", "teacher responses"): ("share", "higher"),
+    ("kl", "own responses"): ("nats/token", "lower"),
+    ("rouge_l", "own responses"): ("F1", "higher"),
+    ("acceptance", "teacher responses"): ("share", "higher"),
+}
 BEFORE = ("warm-up", "student")  # what `distilled` is held against: the first of them that was measured
 Values = Mapping[str, Mapping[str, Mapping[str, float]]]  # "metric, on" -> subject -> prompt id -> value
 
@@ -37,11 +43,10 @@ def by_length(values: Values, lengths: Mapping[str, int], seed: int = 0) -> list
     are equally long."""
     parts = buckets(lengths)
     found = []
-    for metric, on in MEASURED:
+    for (metric, on), (unit, better) in MEASURED.items():
         by_subject = values.get(f"{metric}, {on}", {})
         rows = [_bucket(part, by_subject, lengths, seed) for part in parts if any(part & one.keys() for one in by_subject.values())]
         if len(rows) > 1:
-            unit, better = UNITS[metric]
             found.append({"metric": metric, "on": on, "unit": unit, "better": better, "buckets": rows})
     return found
 

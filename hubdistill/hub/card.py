@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hubdistill
 from hubdistill.errors import InputError
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.hub import markdown
 from hubdistill.hub.card_merge import END, START, dump
+from hubdistill.hub.lengths import lengths
 from hubdistill.hub.methods import OURS, Method
 from hubdistill.hub.names import check_base, is_hub_id, require_repo, require_revision
 from hubdistill.hub.results import Source, eval_results, number, results
@@ -128,6 +129,8 @@ class CardFacts:
     training: Mapping[str, str] = field(default_factory=dict)
     measurements: tuple[Measurement, ...] = ()
     questions: Mapping[str, Data] = field(default_factory=dict)  # name in the measurements -> where the set is from
+    gate: str = ""  # what the gate says of the measurements, in a sentence without its end
+    by_length: tuple[Mapping[str, Any], ...] = ()  # results by the length of the prompt (evaluation/lengths.py)
     notes: tuple[str, ...] = ()  # plain sentences, such as warnings of the run
     limitations: tuple[str, ...] = ()
     hardware: str = ""
@@ -149,6 +152,7 @@ def render_card(facts: CardFacts) -> str:
     body = template.render(
         f=facts,
         results=results(facts.measurements),
+        lengths=lengths(facts.by_length),
         load=load_snippet(use),
         vllm=vllm_snippet(use) if facts.vllm else None,
         merge=merge_snippet(use),

@@ -66,7 +66,8 @@ def number(value: float) -> str:
     return f"{value:.4g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.3e}"
 
 
-def _interval(low: float, high: float) -> str:
+def interval(low: float, high: float) -> str:
+    """An interval in words."""
     return f"({number(low)} to {number(high)})"
 
 
@@ -92,14 +93,21 @@ def results(measurements: Sequence[Measurement]) -> Results:
     )
 
 
+def in_words(low: float, high: float, better: str, n: int) -> str:
+    """What a difference with this interval says, in words."""
+    if n < ENOUGH:
+        return "too few prompts to tell"
+    return "no clear difference" if low <= 0 <= high else "better" if (low > 0) == (better == "higher") else "worse"
+
+
 def _row(group: dict[str, Measurement], subjects: Sequence[str]) -> tuple[Markdown, ...]:
     first = next(iter(group.values()))
     cells = [text(f"{_label(first)} ({first.unit})")]
     for subject in subjects:
         m = group.get(subject)
         bold = "**" if subject == "distilled" else ""
-        interval = f" {_interval(m.low, m.high)}" if m and m.n else ""
-        cells.append(Markdown(f"{bold}{number(m.value)}{bold}{interval}") if m else Markdown("–"))
+        spread = f" {interval(m.low, m.high)}" if m and m.n else ""
+        cells.append(Markdown(f"{bold}{number(m.value)}{bold}{spread}") if m else Markdown("–"))
     return (*cells, text(first.better), Markdown(prompts_of(group.values())))
 
 
@@ -118,10 +126,9 @@ def _differences(measurements: Sequence[Measurement]) -> tuple[Markdown, ...]:
 
 
 def _difference(m: Measurement, d: Difference) -> Markdown:
-    improved = d.value > 0 if m.better == "higher" else d.value < 0
-    verdict = ("better" if improved else "worse") if d.significant else "no clear difference"
+    verdict = in_words(d.low, d.high, m.better, m.n)
     who, other = SUBJECTS.get(m.subject, m.subject), SUBJECTS.get(d.against, d.against)
-    value = f"{'+' if d.value > 0 else ''}{number(d.value)} {_interval(d.low, d.high)}"
+    value = f"{'+' if d.value > 0 else ''}{number(d.value)} {interval(d.low, d.high)}"
     return text(f"{_label(m)}, {who} minus {other}: {value} {m.unit}: {verdict}")
 
 

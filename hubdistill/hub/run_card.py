@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hubdistill.evaluation.gate import verdict_of
 from hubdistill.evaluation.questions import names_of
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.hub import card as cards
@@ -55,6 +56,8 @@ def card_facts(record: Mapping[str, Any], measurements: tuple[Measurement, ...],
         loss=_loss_rows(record),
         training=_training_rows(record),
         measurements=measurements,
+        gate=verdict_of(record, measurements).text,
+        by_length=tuple(record.get("by_length", ())),
         notes=tuple(record["warnings"]),
         limitations=_limitations(record),
         hardware=record["hardware"],

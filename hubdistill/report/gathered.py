@@ -61,7 +61,7 @@ def gather(folder: Path) -> Gathered:
         plan = read_json(folder / MARKER)
         rounds = int(plan["rounds"])
     record, measurements = load_run(folder) if _finished(folder, plan) else (None, ())
-    stages = dict(_done(folder, rounds))
+    stages = dict(_done(folder, rounds, bool(plan["recipe"].get("preference"))))
     warmup = _logged(folder / "warmup" / "metrics.jsonl") if "warmup" in stages and plan["recipe"]["warmup"]["kind"] != "none" else []
     reached = [number for number in range(1, rounds + 1) if f"round_{number}-train" in stages or _trains(folder / f"round_{number}")]
     return Gathered(folder, plan, record, measurements, stages, warmup, [row for number in reached for row in _logged(folder / f"round_{number}" / "metrics.jsonl")])
@@ -82,20 +82,20 @@ def _finished(folder: Path, plan: Mapping[str, Any]) -> bool:
         return bool(read_json(path)["digest"] == plan["digest"])
 
 
-def _done(folder: Path, rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def _done(folder: Path, rounds: int, tuned: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """Stages in their order, up to the first that has to be done (again): those after it are of an earlier recipe."""
     for name in _order(rounds):
         path = folder / MANIFESTS / f"{name}.json"
         if path.is_file():
             with undamaged(path):
                 yield name, read_json(path)
-        elif re.search(r"^(prompts|warmup|evaluate)$|-train$", name) or _begun(folder, name):
+        elif re.search(r"^(prompts|warmup|evaluate)$|-train$", name) or (name == "preference" and tuned) or _begun(folder, name):
             return
 
 
 def _order(rounds: int) -> list[str]:
     of_round = [f"round_{number}-{what}" for number in range(1, rounds + 1) for what in ("teacher", "student", INTERLEAVED, "train")]
-    return ["prompts", "before-training", of_round[0], "warmup", "data-responses", *of_round[1:], "evaluate"]
+    return ["prompts", "before-training", of_round[0], "warmup", "data-responses", *of_round[1:], "preference", "evaluate"]
 
 
 def _begun(folder: Path, name: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hubdistill import __version__
+from hubdistill.evaluation.gate import beginning, verdict_of
 from hubdistill.files import write_atomically
 from hubdistill.hub.card import duration
 from hubdistill.hub.run_card import DIVERGENCES, whose_responses
@@ -37,6 +38,7 @@ def report(run: Gathered) -> str:
         about=_about(run),
         state=_state(run),
         headline=_headline(run),
+        gate=f"Before publication: {verdict_of(run.record, run.measurements).text}." if run.record else "",
         results=tables.results(run.measurements) if run.measurements else None,
         result_plots=tables.result_plots(run.measurements),
         lengths=tables.lengths(run.by_length()),
@@ -87,8 +89,8 @@ def _headline(run: Gathered) -> dict[str, Any] | None:
     if found is None:
         return None
     row, before = found
-    one = row.differences[-1] if row.differences else None
-    change = f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}] against {tables.SUBJECTS.get(one.against, one.against)}: {tables.verdict(row)}" if one else ""
+    one = beginning(row)
+    change = f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}] against {tables.SUBJECTS.get(one.against, one.against)}: {tables.verdict(row, one)}" if one else ""
     steps = [(tables.SUBJECTS[each.subject], tables.shown(each.value), f"[{tables.shown(each.low)}, {tables.shown(each.high)}]") for each in [*before, row]]
     return {"label": f"{tables.label(row)}, {row.unit}, {row.better} is better, n = {row.n}", "steps": steps, "change": change}
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from hubdistill.evaluation.gate import beginning
 from hubdistill.evaluation.questions import OF_TYPE
-from hubdistill.evaluation.statistics import ENOUGH, Measurement
+from hubdistill.evaluation.statistics import Difference, Measurement
 from hubdistill.hub.card import duration
-from hubdistill.hub.results import COSTS, METRICS, SUBJECTS, judged, number, prompts_of
+from hubdistill.hub.lengths import prompt_tokens
+from hubdistill.hub.results import COSTS, METRICS, SUBJECTS, in_words, judged, number, prompts_of
 from hubdistill.losses.contrastive import INTERLEAVED
 from hubdistill.report.curves import Plot
 from hubdistill.report.gathered import Gathered
@@ -18,7 +20,8 @@ from hubdistill.report.plots import COLOURS, Style, dots
 
 HEAD = ("kl", "acceptance", "gap_closed", "vqa_accuracy", "exact_match", "win_rate", "rouge_l", "perplexity", "nll")  # the first that was measured heads the report
 DRAWN = ("kl", "agreement", "rouge_l", "acceptance", "vqa_accuracy", "exact_match", "win_rate", "perplexity", "speed_up", "latency")
-STYLES = {SUBJECTS[name]: Style(COLOURS[number]) for name, number in (("student", 6), ("warm-up", 4), ("distilled", 0), ("teacher", 2))}
+BEFORE = [name for name in SUBJECTS if name not in ("distilled", "teacher")]
+STYLES = {SUBJECTS[name]: Style(COLOURS[number]) for name, number in (("student", 6), ("warm-up", 4), ("before preference", 3), ("distilled", 0), ("teacher", 2))}
 
 
 class Table(NamedTuple):
@@ -34,7 +37,7 @@ def headline(measurements: Sequence[Measurement]) -> tuple[Measurement, list[Mea
     found = [row for metric in HEAD for row in measurements if (row.metric, row.subject) == (metric, "distilled")]
     if not found:
         return None
-    return found[0], [row for subject in ("student", "warm-up") for row in measurements if (row.metric, row.on, row.subject) == (found[0].metric, found[0].on, subject)]
+    return found[0], [row for subject in BEFORE for row in measurements if (row.metric, row.on, row.subject) == (found[0].metric, found[0].on, subject)]
 
 
 def label(row: Measurement | Mapping[str, Any]) -> str:
@@ -43,12 +46,9 @@ def label(row: Measurement | Mapping[str, Any]) -> str:
     return f"{METRICS.get(metric, metric)} on {on}"
 
 
-def verdict(row: Measurement) -> str:
-    """What the last difference says, in words."""
-    one = row.differences[-1]
-    if row.n < ENOUGH:
-        return "too few prompts to tell"
-    return "no clear difference" if not one.significant else "better" if (one.value > 0) == (row.better == "higher") else "worse"
+def verdict(row: Measurement, one: Difference) -> str:
+    """What a difference says, in words."""
+    return in_words(one.low, one.high, row.better, row.n)
 
 
 def results(measurements: Sequence[Measurement]) -> Table:
@@ -91,11 +91,6 @@ def lengths(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, Table]]:
                 for bucket in one["buckets"]]  # fmt: skip
         tables.append((f"{label(one)}, {one['unit']} ({_arrow(one['better'])})", Table(["prompt tokens", "n", *(SUBJECTS[name] for name in subjects), "this adapter, minus what it started from"], rows)))
     return tables
-
-
-def prompt_tokens(bucket: Mapping[str, Any]) -> str:
-    """The shortest and the longest prompt of a part."""
-    return str(bucket["shortest"]) if bucket["shortest"] == bucket["longest"] else f"{bucket['shortest']} to {bucket['longest']}"
 
 
 def responses(run: Gathered) -> Table:
@@ -164,15 +159,10 @@ def _change(one: Mapping[str, Any], words: str) -> str:
 
 
 def _difference(row: Measurement | None) -> str:
-    if row is None or not row.differences or row.metric in COSTS:
-        return "–"
-    return _change(asdict(row.differences[-1]), verdict(row))
+    one = beginning(row) if row and row.metric not in COSTS else None
+    return _change(asdict(one), verdict(row, one)) if row and one else "–"
 
 
 def _bucket_difference(bucket: Mapping[str, Any], better: str) -> str:
     one = bucket["difference"]
-    if one is None:
-        return "–"
-    clear = (one["low"] > 0 or one["high"] < 0) and bucket["n"] >= ENOUGH
-    word = ("better" if (one["value"] > 0) == (better == "higher") else "worse") if clear else "no clear difference" if bucket["n"] >= ENOUGH else "too few prompts to tell"
-    return _change(one, word)
+    return "–" if one is None else _change(one, in_words(one["low"], one["high"], better, bucket["n"]))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hubdistill.evaluation.lengths import buckets, by_length
+from hubdistill.evaluation import heldout
+from hubdistill.evaluation.lengths import MEASURED, buckets, by_length
 
 
 def test_prompts_of_one_length_stay_together_and_no_part_is_empty():
@@ -34,3 +35,8 @@ def test_without_a_warm_up_the_student_stands_there_and_one_length_has_no_table(
     assert [one["difference"]["against"] for one in kl["buckets"]] == ["student"] * 3
     assert by_length(values, dict.fromkeys("abc", 4)) == []
     assert by_length({}, {"a": 1, "b": 2}) == []
+
+
+def test_units_are_those_of_the_measurements():
+    assert {metric: found for (metric, _), found in MEASURED.items()} == {metric: heldout.UNITS[metric] for metric, _ in MEASURED}
+    assert {on for _, on in MEASURED} == {heldout.ON_TEACHER, heldout.ON_OWN}
