@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from hubdistill.losses.chunked import AlphaRule, Head, Responses, Tokens
 
+BINS = 10  # of the histogram of alpha
+
 
 INTERLEAVED = "interleaved"  # responses that student and teacher write together (pairs/interleaving.py), and who gave them
 
@@ -215,7 +217,8 @@ def telemetry(tokens: Tokens, responses: Responses, preset: LossPreset) -> dict[
 
     Keys are `teacher/...` and `student/...`, for whose responses: tokens, responses (counts); divergence,
     teacher_nll, student_nll, agreement (sums over tokens); gap, alpha, alpha_at_low, alpha_at_high (sums over
-    responses). 0-d float tensors on the loss's device; nothing waits for the device.
+    responses), and where alpha is chosen alpha_in_0 to alpha_in_9, how many lie in each tenth of its range. 0-d
+    float tensors on the loss's device; nothing waits for the device.
     """
     flags = responses.from_student_B.to(tokens.alpha_B.device)
     lengths, alpha = _lengths(responses), tokens.alpha_B
@@ -240,6 +243,8 @@ def telemetry(tokens: Tokens, responses: Responses, preset: LossPreset) -> dict[
             totals[f"{side}/{key}"] = (value.to(tokens.divergence_N.dtype) * mask_N).sum()
         for key, value in per_response.items():
             totals[f"{side}/{key}"] = (value.to(tokens.divergence_N.dtype) * mask_B).sum()
+        if preset.anchor != "off":
+            totals |= {f"{side}/alpha_in_{number}": count for number, count in enumerate((_tenths(alpha, preset).to(tokens.divergence_N.dtype) * mask_B[:, None]).sum(0))}
     return totals
 
 
@@ -253,10 +258,18 @@ def summarise(totals: Mapping[str, Any]) -> dict[str, float]:
             continue
         for key in ("divergence", "teacher_nll", "student_nll", "agreement"):
             result[f"{side}/{key}"] = values[f"{side}/{key}"] / tokens
-        for key in ("gap", "alpha", "alpha_at_low", "alpha_at_high"):
+        for key in ("gap", "alpha", "alpha_at_low", "alpha_at_high", *(f"alpha_in_{number}" for number in range(BINS) if f"{side}/alpha_in_0" in values)):
             result[f"{side}/{key}"] = values[f"{side}/{key}"] / count
         result[f"{side}/length"] = tokens / count
     return result
+
+
+def _tenths(alpha_B: Tensor, preset: LossPreset) -> Tensor:
+    """In which tenth of [alpha_low, alpha_high] each alpha lies, (B, BINS) of zeros and a one."""
+    import torch
+
+    position = (alpha_B - preset.alpha_low) / max(preset.alpha_high - preset.alpha_low, 1e-12) * BINS
+    return torch.nn.functional.one_hot((position + 1e-4).long().clamp(0, BINS - 1), BINS)
 
 
 def _lengths(responses: Responses) -> Tensor:

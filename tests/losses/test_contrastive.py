@@ -135,6 +135,8 @@ def test_telemetry_by_hand():
     assert found["teacher/alpha_at_high"] == pytest.approx(1 / 3)
     assert found["student/alpha_at_low"] == 0
     assert found["student/alpha_at_high"] == pytest.approx(2 / 3)
+    assert [found[f"teacher/alpha_in_{number}"] for number in range(10)] == pytest.approx([1 / 3, 0, 0, 0, 1 / 3, 0, 0, 0, 0, 1 / 3])  # 0.01, 0.05, 0.1
+    assert not any("alpha_in_" in key for key in summarise(telemetry(tokens, case.responses, replace(PRESET, anchor="off"))))
     assert all(value.shape == () and not value.requires_grad for value in totals.values())
 
 

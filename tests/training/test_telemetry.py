@@ -51,6 +51,8 @@ def naive(rows: list[dict]) -> dict[str, float]:
         found[f"{side}/alpha"] = sum(row["alpha"] for row in own) / len(own)
         found[f"{side}/alpha_at_low"] = sum(row["alpha"] == 0.01 for row in own) / len(own)
         found[f"{side}/alpha_at_high"] = sum(row["alpha"] == 0.1 for row in own) / len(own)
+        tenths = {0.01: 0, 0.05: 4, 0.1: 9}  # of [0.01, 0.1]
+        found |= {f"{side}/alpha_in_{number}": sum(tenths[row["alpha"]] == number for row in own) / len(own) for number in range(10)}
         found[f"{side}/length"] = sum(len(row["divergence"]) for row in own) / len(own)
     return found
 
