@@ -351,11 +351,17 @@ def report(run: Annotated[str, typer.Argument(metavar="RUN", help="A run directo
 
     Examples: `hubdistill report quickstart` · `hubdistill report runs/quickstart-compare`
     """
-    from hubdistill.compare.pages import RESULT, rewrite_pages
+    from hubdistill.compare.steady import CELLS
+
+    compared = next((path for path in _folders(run) if (path / CELLS).is_file()), None)
+    if compared:
+        from hubdistill.compare.results import write_again
+
+        _print(str(write_again(compared)))
+        return
     from hubdistill.report.page import write_report
 
-    compared = next((path for path in _folders(run) if (path / RESULT).is_file()), None)
-    _print(str(rewrite_pages(compared) if compared else write_report(_run_directory(run))))
+    _print(str(write_report(_run_directory(run))))
 
 
 @app.command()

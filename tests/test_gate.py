@@ -44,6 +44,7 @@ def test_a_student_that_became_worse_is_not_pushed_unless_it_is_forced(tmp_path:
         pushed, shown = (one["ok"] for one in found)
         assert not [name for _, name in server.state.repos if "worse" in name]
         forced = hubdistill(*push, "--force", folder=tmp_path, **env)
+        card = (tmp_path / "run" / "README.md").read_text()
         off = hubdistill("run", recipe, "gate.off=true", "publish.repo=org/off", "-o", run, folder=tmp_path, **env)
         names = {name for _, name in server.state.repos}
     assert refused.code == 1, refused.err
@@ -58,7 +59,7 @@ def test_a_student_that_became_worse_is_not_pushed_unless_it_is_forced(tmp_path:
     assert (tmp_path / "run" / "warmup" / "adapter" / "adapter_model.safetensors").is_file()
     assert (shown["code"], "the push is refused without --force" in shown["out"]) == (0, True)
     assert forced.code == 0, forced.err
-    assert "Before publication: worse than the warm-up in kl and agreement on teacher responses" in (tmp_path / "run" / "README.md").read_text().replace("\\", "")
+    assert "Before publication: worse than the warm-up in kl and agreement on teacher responses" in card.replace("\\", "")
     assert off.code == 0, off.err
     assert {"org/worse", "org/worse-base", "org/off"} <= names
     assert "the gate is off; worse than the warm-up" in off.out

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubdistill.compare.methods import Method
-from hubdistill.compare.steady import pinned, require_ours, require_same
+from hubdistill.compare.steady import CELLS, pinned, require_ours, require_same
 from hubdistill.errors import InputError, RecipeError
-from hubdistill.files import write_atomically
+from hubdistill.files import write_atomically, write_json
 from hubdistill.hub.asked import Asked
 from hubdistill.plan import Plan, make_plan
 from hubdistill.rundir import MARKER, RunDirectory
@@ -97,9 +97,15 @@ class Comparison:
     def cell(self, method: Method, seed: int) -> Path:
         return self.folder / f"seed_{seed}" / method.folder
 
+    def record(self) -> dict[str, Any]:
+        """What is compared, for who reads the folder."""
+        methods = [{"name": one.name, "overrides": list(one.overrides), "folder": one.folder} for one in self.settled]
+        return {"recipe": self.plan.loaded.name, "teacher": self.plan.teacher.reference, "student": self.plan.student.reference, "seeds": self.seed_numbers, "methods": methods}
+
     def run(self, reporter: Reporter) -> None:
         """Do every cell that is not done, seed by seed. Run again after an interruption, it goes on."""
         self.check()
+        write_json(self.folder / CELLS, self.record())
         for seed in self.seed_numbers:
             set_imports_aside()
             tokens = self._share(seed, reporter)

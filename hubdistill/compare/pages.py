@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hubdistill.files import write_atomically
-from hubdistill.finished import undamaged
 from hubdistill.hub.markdown import one_line, text
 from hubdistill.hub.results import METRICS
-from hubdistill.models.sources import read_json
 from hubdistill.report.curves import Plot
 from hubdistill.report.page import rendered
 from hubdistill.report.plots import dots, lines, style, swatch
@@ -26,13 +24,6 @@ def write_pages(folder: Path, found: Mapping[str, Any]) -> None:
     """Write both files."""
     write_atomically(folder / MARKDOWN, (markdown(found) + "\n").encode())
     write_atomically(folder / PAGE, page(found).encode())
-
-
-def rewrite_pages(folder: Path) -> Path:
-    """Write both files of a finished comparison anew; -> the page. Raises InputError for a damaged comparison.json."""
-    with undamaged(folder / RESULT):
-        write_pages(folder, read_json(folder / RESULT))
-    return folder / PAGE
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -64,7 +55,8 @@ def page(found: Mapping[str, Any]) -> str:
     for side, label in SIDES.items():
         curves = {name: curve[side] for name, curve in found["curves"].items() if len(curve.get(side, [])) > 1}
         plots += [Plot(label, lines(curves, styles, label, unit="nats/token"), "Figure 1b of the paper; means over seeds.")] if curves else []
-    tables = [Table(header, [[row[0], *(cell.replace(" [", "\n[", 1) for cell in row[1:])] for row in rows]) for header, rows in (_values(found), _differences(found), _trained(found)) if rows]
+    parts = {"Values": _values(found), f"Differences to {found['reference']}": _differences(found), "What each method trained on": _trained(found)}
+    tables = [(caption, Table(header, [[row[0], *(cell.replace(" [", "\n[", 1) for cell in row[1:])] for row in rows])) for caption, (header, rows) in parts.items() if rows]
     return rendered("comparison.html.jinja", name=found["recipe"], about=_about(found, plain=True), tables=tables, plots=plots, legend={name: swatch(one) for name, one in styles.items()})
 
 
@@ -88,6 +80,7 @@ def _about(found: Mapping[str, Any], *, plain: bool = False) -> list[str]:
         f"{outside(found['student'])} learns from {outside(found['teacher'])}. All methods of a seed train on the same prompts, teacher responses and warm-up, with the same number of response tokens in a round and of responses in a step.",
         f"Means over {n} held-out prompts with 95 % bootstrap intervals over prompts; a prompt's value is its mean over the seeds that hold it out. Differences are paired by prompt and seed; p is of a sign-flip permutation test, adjusted for the number of methods (Holm). Intervals and p speak of other prompts, not of other seeds: {seeds}.",
     ]
+    said += [f"Not finished: {outside(', '.join(found['unfinished']))}."] if found.get("unfinished") else []
     few = [outside(title(one)) for one in found["metrics"] if _prompts(one) < found["enough"]]
     said += [f"Fewer than {found['enough']} prompts, so that intervals are too narrow to judge by: {'all' if len(few) == len(found['metrics']) else ', '.join(few)}."] if few else []
     return said + [outside(line) for line in _unequal_steps(found["methods"])]

@@ -14,12 +14,15 @@ from typing import Any
 
 from hubdistill import __version__
 from hubdistill.compare.cells import Comparison
-from hubdistill.compare.pages import RESULT
+from hubdistill.compare.pages import PAGE, RESULT, write_pages
+from hubdistill.compare.steady import CELLS
+from hubdistill.errors import InputError
 from hubdistill.evaluation.heldout import ON_OWN, ON_TEACHER, ON_TRUTH, UNITS
 from hubdistill.evaluation.judge import WIN_RATE
 from hubdistill.evaluation.questions import RIGHT_ANSWERS
 from hubdistill.evaluation.statistics import ENOUGH, holm, mean_and_interval, paired_p
 from hubdistill.files import write_json
+from hubdistill.finished import undamaged
 from hubdistill.losses.contrastive import INTERLEAVED
 from hubdistill.models.sources import read_json
 
@@ -30,23 +33,44 @@ BySeed = dict[int, dict[str, float]]  # seed -> prompt id -> value
 
 def collected(comparison: Comparison) -> dict[str, Any]:
     """Everything that the report says, JSON-able; also written to the folder."""
-    methods = [method.name for method in comparison.settled]
-    cells = {method.name: {seed: comparison.cell(method, seed) for seed in comparison.seed_numbers} for method in comparison.settled}
-    values = {name: {seed: read_json(path / "evaluation" / "values.json") for seed, path in found.items()} for name, found in cells.items()}
-    asked = [(metric, on, by_subject(values, f"{metric}, {on}")) for metric, on in _metrics(values[methods[0]].values())]
+    return collected_in(comparison.folder, comparison.record())
+
+
+def write_again(folder: Path) -> Path:
+    """Write the pages of a comparison, finished or not, anew; -> the HTML page. Raises InputError for damaged files, and where no
+    method is done."""
+    with undamaged(folder / CELLS):
+        write_pages(folder, collected_in(folder, read_json(folder / CELLS)))
+    return folder / PAGE
+
+
+def collected_in(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The same from the folder alone; `record` is Comparison.record(). Of a comparison that is not finished, what is done in a
+    seed that the first method is done in. Raises InputError where none is."""
+    cells = {one["name"]: {seed: folder / f"seed_{seed}" / one["folder"] for seed in record["seeds"]} for one in record["methods"]}
+    done = {name: {seed: path for seed, path in found.items() if (path / "run.json").is_file()} for name, found in cells.items()}
+    first = next((name for name, found in done.items() if found), None)
+    if first is None:
+        raise InputError(f"{folder}: no method is done yet, and there is nothing to show; go on with the comparison")
+    done = {name: found for name, found in done.items() if found.keys() & done[first].keys()}
+    methods = [one for one in record["methods"] if one["name"] in done]
+    values = {name: {seed: read_json(done[name][seed] / "evaluation" / "values.json") if seed in done[name] else {} for seed in record["seeds"]} for name in done}
+    names = list(done)
+    asked = [(metric, on, by_subject(values, f"{metric}, {on}")) for metric, on in _metrics(values[first].values())]
     found = {
         "hubdistill": __version__,
-        "recipe": comparison.plan.loaded.name,
-        "teacher": comparison.plan.teacher.reference,
-        "student": comparison.plan.student.reference,
-        "reference": methods[0],
-        "seeds": comparison.seed_numbers,
+        "recipe": record["recipe"],
+        "teacher": record["teacher"],
+        "student": record["student"],
+        "reference": first,
+        "seeds": record["seeds"],
         "enough": ENOUGH,
-        "methods": [_method(name, method.overrides, cells[name].values()) for name, method in zip(methods, comparison.settled, strict=True)],
-        "metrics": [compared(metric, on, subjects, methods) for metric, on, subjects in asked if _on_the_same(subjects, methods)],
-        "curves": {name: curves([path / "metrics.jsonl" for path in found.values()]) for name, found in cells.items()},
+        "unfinished": [f"{name} with seed {seed}" for name, found in cells.items() for seed in found if seed not in done.get(name, {})],
+        "methods": [_method(one["name"], one["overrides"], done[one["name"]].values()) for one in methods],
+        "metrics": [compared(metric, on, subjects, names) for metric, on, subjects in asked if _on_the_same(subjects, names)],
+        "curves": {name: curves([path / "metrics.jsonl" for path in of.values()]) for name, of in done.items()},
     }
-    write_json(comparison.folder / RESULT, found)
+    write_json(folder / RESULT, found)
     return found
 
 

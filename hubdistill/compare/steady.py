@@ -10,6 +10,8 @@ from hubdistill.models.sources import NOT_RESOLVED, ModelFacts
 from hubdistill.pairs.prompt_sources import SourceFacts
 from hubdistill.plan import Plan
 
+CELLS = "cells.json"  # what a comparison is of, written when it begins
+
 
 def pinned(plan: Plan) -> list[str]:
     """Overrides that hold what comes from the Hub at the commits of `plan`: a branch may move before the last method trains."""
@@ -22,7 +24,7 @@ def require_ours(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise RunDirectoryError(f"{folder} is a file; choose another --output")
     found = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")] if folder.exists() else []
-    if found and not any(name.startswith("seed_") for name in found):
+    if found and not any(name == CELLS or name.startswith("seed_") for name in found):
         raise RunDirectoryError(f"{folder} holds other files ({sorted(found)[0]}) and no comparison of hubdistill; choose another --output")
 
 

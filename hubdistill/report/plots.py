@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 WIDTH, ROW, LEFT, RIGHT = 440, 24, 110, 24
-HEIGHT, TOP, BOTTOM, LINE = 210, 12, 38, 17
+HEIGHT, TOP, BOTTOM, LINE, ABOVE = 210, 12, 38, 17, 24  # ABOVE: of a unit and the names of marks
 AXIS = 52  # left of curves, for the numbers of their axis
 LETTER, WIDEST = 6.6, 200  # width of a letter on average, and the most that names take of a plot, in pixels
 POINTS = 30  # points up to which a curve shows each
@@ -75,7 +75,7 @@ def lines(curves: Mapping[str, Sequence[float | None]], styles: Mapping[str, Sty
     """
     low, high = _room([value for curve in curves.values() for value in curve if value is not None])
     steps = steps or range(1, 1 + max(map(len, curves.values())))
-    top = TOP + LINE * (1 + len(curves) * legend)
+    top = TOP + ABOVE + LINE * len(curves) * legend
     bottom = top + HEIGHT - TOP - BOTTOM
 
     def x(step: float) -> float:
@@ -84,7 +84,7 @@ def lines(curves: Mapping[str, Sequence[float | None]], styles: Mapping[str, Sty
     def y(value: float) -> float:
         return bottom - (value - low) / (high - low) * (bottom - top)
 
-    parts = [_level(y(tick), f"{tick:g}") for tick in ticks(low, high, 4)]
+    parts = [_level(y(tick), f"{tick:g}") for tick in ticks(low, high)]
     parts += [_upright(x(int(tick)), bottom, bottom + 4, f"{tick:g}") for tick in ticks(steps[0], steps[-1]) or [steps[0]] if tick == int(tick)]
     parts += [_mark(x(place), top, bottom, text) for place, text in (marks or {}).items()]
     for number, (name, curve) in enumerate(curves.items()):
@@ -97,7 +97,7 @@ def lines(curves: Mapping[str, Sequence[float | None]], styles: Mapping[str, Sty
 def bars(shares: Mapping[str, Sequence[float]], names: Sequence[str], styles: Mapping[str, Style], label: str, unit: str = "") -> str:
     """Groups of bars, 0 to their largest, one in each for each series; `names` of the groups stand below."""
     high = max([value for one in shares.values() for value in one] or [0]) * 1.06 or 1.0
-    top = TOP + LINE * (1 + len(shares))
+    top = TOP + ABOVE + LINE * len(shares)
     bottom = top + HEIGHT - TOP - BOTTOM
     group = (WIDTH - AXIS - RIGHT) / len(names)
     width = group * 0.8 / len(shares)
@@ -166,7 +166,7 @@ def _level(y: float, text: str) -> str:
 
 
 def _mark(x: float, top: float, bottom: float, text: str) -> str:
-    return f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}" stroke="currentColor" stroke-opacity=".6" stroke-dasharray="3 3"/><text x="{x:.1f}" y="{top - 6:g}" text-anchor="middle" opacity=".8">{escape(text)}</text>'
+    return f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}" stroke="currentColor" stroke-opacity=".6" stroke-dasharray="3 3"/><text x="{x:.1f}" y="{top - 13:g}" text-anchor="middle" opacity=".8">{escape(text)}</text>'
 
 
 def _under(text: str, x: float, bottom: float) -> str:
@@ -174,7 +174,7 @@ def _under(text: str, x: float, bottom: float) -> str:
 
 
 def _over(text: str, top: float) -> str:
-    return f'<text x="4" y="{top - 6:g}" opacity=".8">{escape(text)}</text>' if text else ""
+    return f'<text x="4" y="{top - 13:g}" opacity=".8">{escape(text)}</text>' if text else ""
 
 
 def _svg(height: float, parts: Sequence[str], label: str) -> str:

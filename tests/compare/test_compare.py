@@ -13,7 +13,7 @@ import pytest
 from hubdistill.compare.cells import Comparison, take_over
 from hubdistill.compare.methods import parse_methods
 from hubdistill.compare.pages import markdown, page, write_pages
-from hubdistill.compare.results import by_subject, collected, compared, curves
+from hubdistill.compare.results import by_subject, collected, compared, curves, write_again
 from hubdistill.errors import InputError, RecipeError
 from hubdistill.examination import Examination
 from hubdistill.hub.asked import Asked
@@ -260,3 +260,24 @@ def test_files_are_linked_and_a_run_keeps_its_own(tmp_path):
     assert (folder / "plan.json").read_text() == "own"
     assert (source / "plan.json").read_text() == "shared plan.json"
     assert (folder / "stages" / "a.json").samefile(source / "stages" / "a.json")
+
+
+def test_a_comparison_that_goes_on_shows_what_is_done(done, tmp_path, monkeypatch, capsys):
+    found, _ = done
+    folder = shutil.copytree(found.folder, tmp_path / "goes-on")
+    whole = collected(found)
+    code, out, _ = called(monkeypatch, capsys, "report", folder)
+    assert (code, out.strip()) == (0, str(folder / "comparison.html"))
+    assert json.loads((folder / "comparison.json").read_text()) == whole
+    assert whole["unfinished"] == []
+    (folder / "seed_0" / "kd" / "run.json").unlink()
+    write_again(folder)
+    part = json.loads((folder / "comparison.json").read_text())
+    assert [method["name"] for method in part["methods"]] == ["distillm2"]
+    assert part["metrics"][0]["rows"]["distillm2"] == whole["metrics"][0]["rows"]["distillm2"]
+    assert "Not finished: kd with seed 0." in (folder / "comparison.html").read_text()
+    assert "Not finished: kd with seed 0." in (folder / "comparison.md").read_text()
+    (folder / "seed_0" / "distillm2" / "run.json").unlink()
+    code, _, said = called(monkeypatch, capsys, "report", folder)
+    assert code == 2
+    assert "no method is done yet" in said
