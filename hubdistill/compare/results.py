@@ -67,7 +67,7 @@ def collected_in(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "enough": ENOUGH,
         "unfinished": [f"{name} with seed {seed}" for name, found in cells.items() for seed in found if seed not in done.get(name, {})],
         "methods": [_method(one["name"], one["overrides"], done[one["name"]].values()) for one in methods],
-        "metrics": [compared(metric, on, subjects, names) for metric, on, subjects in asked if _on_the_same(subjects, names)],
+        "metrics": [compared(metric, on, subjects, names) for metric, on, subjects in asked if comparable(subjects, names)],
         "curves": {name: curves([path / "metrics.jsonl" for path in of.values()]) for name, of in done.items()},
     }
     write_json(folder / RESULT, found)
@@ -81,7 +81,7 @@ def _metrics(values: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return list(dict.fromkeys([one for one in COMPARED if ", ".join(one) in names] + others))
 
 
-def _on_the_same(found: Mapping[str, BySeed], methods: Sequence[str]) -> bool:
+def comparable(found: Mapping[str, BySeed], methods: Sequence[str]) -> bool:
     """Whether each method shares prompts with the first: of some a judge may have given no verdict."""
     return all(any(one.keys() & found[methods[0]][seed].keys() for seed, one in found[name].items()) for name in methods)
 
