@@ -13,11 +13,7 @@ import pytest
 from hubdistill.compare.cells import Comparison, take_over
 from hubdistill.compare.methods import parse_methods
 from hubdistill.compare.pages import markdown, page, write_pages
-<<<<<<< HEAD
-from hubdistill.compare.results import by_subject, collected, compared, curves, write_again
-=======
-from hubdistill.compare.results import by_subject, collected, comparable, compared, curves
->>>>>>> 1bf6f01 (compare: a win rate is compared where the judge gave every method verdicts on the same prompts)
+from hubdistill.compare.results import by_subject, collected, comparable, compared, curves, write_again
 from hubdistill.errors import InputError, RecipeError
 from hubdistill.examination import Examination
 from hubdistill.hub.asked import Asked
@@ -266,7 +262,6 @@ def test_files_are_linked_and_a_run_keeps_its_own(tmp_path):
     assert (folder / "stages" / "a.json").samefile(source / "stages" / "a.json")
 
 
-<<<<<<< HEAD
 def test_a_comparison_that_goes_on_shows_what_is_done(done, tmp_path, monkeypatch, capsys):
     found, _ = done
     folder = shutil.copytree(found.folder, tmp_path / "goes-on")
@@ -286,10 +281,10 @@ def test_a_comparison_that_goes_on_shows_what_is_done(done, tmp_path, monkeypatc
     code, _, said = called(monkeypatch, capsys, "report", folder)
     assert code == 2
     assert "no method is done yet" in said
-=======
+
+
 def test_a_metric_is_compared_where_every_method_shares_prompts_with_the_first():
     found = {"a": {0: {"x": 1.0}, 1: {}}, "b": {0: {"x": 0.5}, 1: {"z": 0.0}}, "c": {0: {"y": 0.5}, 1: {}}, "d": {0: {}, 1: {}}}
     assert comparable(found, ["a", "b"])
     assert not comparable(found, ["a", "b", "c"])
     assert not comparable(found, ["a", "d"]), "a judge gave it no verdict that could be read"
->>>>>>> 1bf6f01 (compare: a win rate is compared where the judge gave every method verdicts on the same prompts)
