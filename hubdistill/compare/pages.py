@@ -80,7 +80,7 @@ def _about(found: Mapping[str, Any], *, plain: bool = False) -> list[str]:
         f"{outside(found['student'])} learns from {outside(found['teacher'])}. All methods of a seed train on the same prompts, teacher responses and warm-up, with the same number of response tokens in a round and of responses in a step.",
         f"Means over {n} held-out prompts with 95 % bootstrap intervals over prompts; a prompt's value is its mean over the seeds that hold it out. Differences are paired by prompt and seed; p is of a sign-flip permutation test, adjusted for the number of methods (Holm). Intervals and p speak of other prompts, not of other seeds: {seeds}.",
     ]
-    said += [f"Not finished: {outside(', '.join(found['unfinished']))}."] if found.get("unfinished") else []
+    said += [f"Not finished: {outside(', '.join(found['unfinished']))}. What follows is of seeds that are done with every method in it."] if found.get("unfinished") else []
     few = [outside(title(one)) for one in found["metrics"] if _prompts(one) < found["enough"]]
     said += [f"Fewer than {found['enough']} prompts, so that intervals are too narrow to judge by: {'all' if len(few) == len(found['metrics']) else ', '.join(few)}."] if few else []
     return said + [outside(line) for line in _unequal_steps(found["methods"])]

@@ -45,30 +45,31 @@ def write_again(folder: Path) -> Path:
 
 
 def collected_in(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The same from the folder alone; `record` is Comparison.record(). Of a comparison that is not finished, what is done in a
-    seed that the first method is done in. Raises InputError where none is."""
-    cells = {one["name"]: {seed: folder / f"seed_{seed}" / one["folder"] for seed in record["seeds"]} for one in record["methods"]}
-    done = {name: {seed: path for seed, path in found.items() if (path / "run.json").is_file()} for name, found in cells.items()}
-    first = next((name for name, found in done.items() if found), None)
+    """The same from the folder alone; `record` is Comparison.record(). Of a comparison that is not finished: the methods that are
+    done in its first seed, with the seeds in which all of these are done, so that all means are over the same prompts. Raises
+    InputError where none is."""
+    cells = {(one["name"], seed): folder / f"seed_{seed}" / one["folder"] for seed in record["seeds"] for one in record["methods"]}
+    done = {cell for cell, path in cells.items() if (path / "run.json").is_file()}
+    first = next((seed for seed in record["seeds"] if any(seed == other for _, other in done)), None)
     if first is None:
         raise InputError(f"{folder}: no method is done yet, and there is nothing to show; go on with the comparison")
-    done = {name: found for name, found in done.items() if found.keys() & done[first].keys()}
-    methods = [one for one in record["methods"] if one["name"] in done]
-    values = {name: {seed: read_json(done[name][seed] / "evaluation" / "values.json") if seed in done[name] else {} for seed in record["seeds"]} for name in done}
-    names = list(done)
-    asked = [(metric, on, by_subject(values, f"{metric}, {on}")) for metric, on in _metrics(values[first].values())]
+    methods = [one for one in record["methods"] if (one["name"], first) in done]
+    names = [one["name"] for one in methods]
+    seeds = [seed for seed in record["seeds"] if all((name, seed) in done for name in names)]
+    values = {name: {seed: read_json(cells[name, seed] / "evaluation" / "values.json") for seed in seeds} for name in names}
+    asked = [(metric, on, by_subject(values, f"{metric}, {on}")) for metric, on in _metrics(values[names[0]].values())]
     found = {
         "hubdistill": __version__,
         "recipe": record["recipe"],
         "teacher": record["teacher"],
         "student": record["student"],
-        "reference": first,
-        "seeds": record["seeds"],
+        "reference": names[0],
+        "seeds": seeds,
         "enough": ENOUGH,
-        "unfinished": [f"{name} with seed {seed}" for name, found in cells.items() for seed in found if seed not in done.get(name, {})],
-        "methods": [_method(one["name"], one["overrides"], done[one["name"]].values()) for one in methods],
+        "unfinished": [f"{name} with seed {seed}" for name, seed in cells if (name, seed) not in done],
+        "methods": [_method(one["name"], one["overrides"], [cells[one["name"], seed] for seed in seeds]) for one in methods],
         "metrics": [compared(metric, on, subjects, names) for metric, on, subjects in asked if comparable(subjects, names)],
-        "curves": {name: curves([path / "metrics.jsonl" for path in of.values()]) for name, of in done.items()},
+        "curves": {name: curves([cells[name, seed] / "metrics.jsonl" for seed in seeds]) for name in names},
     }
     write_json(folder / RESULT, found)
     return found

@@ -109,7 +109,7 @@ def _histogram(logged: Logged, loss: Mapping[str, Any], whose: Mapping[str, str]
     if not count:
         return None
     width = (loss["alpha_high"] - loss["alpha_low"]) / count
-    names = [f"{loss['alpha_low'] + width * (number + 0.5):.2g}" for number in range(count)]
+    names = [f"{loss['alpha_low'] + width * (number + 0.5):.2g}" if number % 3 == 0 else "" for number in range(count)]
     series = {f"{whose[side]} responses": one for side, one in shares.items() if one}
     caption = "Alpha from round 2 on"
     return Plot(caption, bars(series, names, {f"{whose[side]} responses": styles.get(side, PLAIN) for side in SIDES}, f"{caption}, histogram", "share of responses, by the middle of a bin"))

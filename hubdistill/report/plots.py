@@ -18,7 +18,7 @@ AXIS = 52  # left of curves, for the numbers of their axis
 LETTER, WIDEST = 6.6, 200  # width of a letter on average, and the most that names take of a plot, in pixels
 POINTS = 30  # points up to which a curve shows each
 # Told apart with red-green blindness (after Okabe and Ito), each with a contrast of 3 or more on white and on near-black.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8649a", "#b57b00", "#3a93c8", "#7a7a7a", "#c2304a", "#8a6d3b", "#7b61c9")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8649a", "#b57b00", "#3a93c8", "#6f7d1c", "#c2304a", "#8a6d3b", "#7b61c9")
 DASHES = ("", "6 3", "2 3", "9 3 2 3")
 
 
@@ -153,7 +153,7 @@ def _shortened(name: str, width: float) -> str:
 def _room(numbers: Sequence[float]) -> tuple[float, float]:
     """The range of the numbers with a margin."""
     low, high = min(numbers), max(numbers)
-    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    margin = (high - low) * 0.06 or abs(high) * 0.1 or 0.1
     return low - margin, high + margin
 
 

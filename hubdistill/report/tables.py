@@ -16,12 +16,12 @@ from hubdistill.hub.results import COSTS, METRICS, SUBJECTS, in_words, judged, n
 from hubdistill.losses.contrastive import INTERLEAVED
 from hubdistill.report.curves import Plot
 from hubdistill.report.gathered import Gathered
-from hubdistill.report.plots import COLOURS, Style, dots
+from hubdistill.report.plots import COLOURS, PLAIN, Style, dots
 
 HEAD = ("kl", "acceptance", "gap_closed", "vqa_accuracy", "exact_match", "win_rate", "rouge_l", "perplexity", "nll")  # the first that was measured heads the report
 DRAWN = ("kl", "agreement", "rouge_l", "acceptance", "vqa_accuracy", "exact_match", "win_rate", "perplexity", "speed_up", "latency")
 BEFORE = [name for name in SUBJECTS if name not in ("distilled", "teacher")]
-STYLES = {SUBJECTS[name]: Style(COLOURS[number]) for name, number in (("student", 6), ("warm-up", 4), ("before preference", 3), ("distilled", 0), ("teacher", 2))}
+STYLES = {SUBJECTS["student"]: PLAIN} | {SUBJECTS[name]: Style(COLOURS[number]) for name, number in (("warm-up", 4), ("before preference", 3), ("distilled", 0), ("teacher", 2))}
 
 
 class Table(NamedTuple):
@@ -59,7 +59,7 @@ def results(measurements: Sequence[Measurement]) -> Table:
     for row in measurements:
         groups.setdefault((row.metric, row.on), {})[row.subject] = row
     rows = []
-    for group in groups.values():
+    for group in sorted(groups.values(), key=_rank):
         first = next(iter(group.values()))
         cells = [_cell(group.get(name)) for name in subjects]
         rows.append([f"{label(first)}, {first.unit} ({_arrow(first.better)})", *cells, _difference(group.get("distilled")), prompts_of(group.values())])
@@ -68,14 +68,21 @@ def results(measurements: Sequence[Measurement]) -> Table:
                  "Means over n held-out prompts with 95 % bootstrap intervals, paired differences on the same prompts; ↓ lower is better, ↑ higher is better. The intervals say what other prompts might have given; it is one training run." + judges)  # fmt: skip
 
 
+def _rank(group: Mapping[str, Measurement]) -> int:
+    """What is drawn comes first, in the order of DRAWN where it heads the report."""
+    metric = next(iter(group.values())).metric
+    return HEAD.index(metric) if metric in HEAD and metric in DRAWN else len(HEAD) + (metric not in DRAWN)
+
+
 def result_plots(measurements: Sequence[Measurement]) -> list[Plot]:
     """What was measured of several subjects, as dots with intervals; types of question are in the table alone."""
     groups: dict[tuple[str, str], list[Measurement]] = {}
     for row in measurements:
         if row.metric in DRAWN and OF_TYPE not in row.on:
             groups.setdefault((row.metric, row.on), []).append(row)
-    found = []
+    found, order = [], list(SUBJECTS)
     for rows in groups.values():
+        rows.sort(key=lambda row: order.index(row.subject) if row.subject in order else len(order))
         caption = f"{label(rows[0])} ({_arrow(rows[0].better)})"
         if len(rows) > 1:
             found.append(Plot(caption, dots({SUBJECTS.get(row.subject, row.subject): (row.value, row.low, row.high) for row in rows}, STYLES, caption, rows[0].unit)))

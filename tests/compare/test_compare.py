@@ -13,7 +13,7 @@ import pytest
 from hubdistill.compare.cells import Comparison, take_over
 from hubdistill.compare.methods import parse_methods
 from hubdistill.compare.pages import markdown, page, write_pages
-from hubdistill.compare.results import by_subject, collected, comparable, compared, curves, write_again
+from hubdistill.compare.results import by_subject, collected, collected_in, comparable, compared, curves, write_again
 from hubdistill.errors import InputError, RecipeError
 from hubdistill.examination import Examination
 from hubdistill.hub.asked import Asked
@@ -288,3 +288,15 @@ def test_a_metric_is_compared_where_every_method_shares_prompts_with_the_first()
     assert comparable(found, ["a", "b"])
     assert not comparable(found, ["a", "b", "c"])
     assert not comparable(found, ["a", "d"]), "a judge gave it no verdict that could be read"
+
+
+def test_all_methods_of_a_page_are_of_the_same_seeds(done, tmp_path):
+    """Of the second seed one method is done: no mean may be over it alone."""
+    found, _ = done
+    folder = shutil.copytree(found.folder, tmp_path / "goes-on")
+    shutil.copytree(folder / "seed_0" / "distillm2", folder / "seed_1" / "distillm2")
+    part = collected_in(folder, {**found.record(), "seeds": [0, 1]})
+    whole = collected(found)
+    assert (part["seeds"], part["unfinished"]) == ([0], ["kd with seed 1"])
+    assert part["metrics"] == whole["metrics"]
+    assert [method["steps"] for method in part["methods"]] == [method["steps"] for method in whole["methods"]]
