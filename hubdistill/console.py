@@ -16,6 +16,7 @@ from hubdistill.forecast_text import forecast_lines
 from hubdistill.pairs.prompt_report import counted
 
 SKIPPED, REDONE = "skipped", "redone"
+SHOWN = 5  # of the first and of the last rounds, where there are many
 
 
 class ConsoleReporter:
@@ -99,10 +100,15 @@ def plan_text(plan: dict[str, Any], no_forecast: str = "") -> str:
         "",
         f"loss      {plan['loss']['name']}: " + ", ".join(f"{k} {v}" for k, v in plan["loss"].items() if k != "name"),
         "round     beta first  last   mean   alpha",
-        *(f"{row['round']:>5}     {row['first']:.3f}       {row['last']:.3f}  {row['mean']:.3f}  {alpha}" for row, alpha in zip(plan["beta"], plan["alpha"], strict=True)),
+        *_some([f"{row['round']:>5}     {row['first']:.3f}       {row['last']:.3f}  {row['mean']:.3f}  {alpha}" for row, alpha in zip(plan["beta"], plan["alpha"], strict=True)]),
     ]
     lines += ["", *(forecast_lines(plan["forecast"]) if plan.get("forecast") else [f"memory    not forecast: {no_forecast}"])]
     return "\n".join([*lines, *(f"warning: {text}" for text in plan["warnings"])])
+
+
+def _some(lines: list[str]) -> list[str]:
+    """The first and the last of many."""
+    return lines if len(lines) <= 2 * SHOWN else [*lines[:SHOWN], "  ...", *lines[-SHOWN:]]
 
 
 def _reading(sharing: dict[str, Any]) -> list[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubdistill.losses.contrastive import INTERLEAVED
+from hubdistill.pairs.prompts import Prompt
 from hubdistill.pairs.replay import replayed
-from hubdistill.pairs.store import ResponseSet, read_responses
+from hubdistill.pairs.store import ResponseSet, read_responses, seed_for
 
 if TYPE_CHECKING:
     from hubdistill.plan import Plan
@@ -19,13 +21,14 @@ DATA = "data"  # who gave the data set's own responses
 @dataclass(frozen=True)
 class Lesson:
     """What a round trains on: the fixed responses (the teacher's, or the data set's) and the student's, None where beta leaves
-    them out; and the folders that they lie in."""
+    them out; the folders that they lie in; and the ids of its prompts, None for all."""
 
     number: int
     teacher: ResponseSet | None
     student: ResponseSet | None
     teacher_folder: Path
     student_folder: Path
+    prompts: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,37 @@ class Lessons:
         """Whether the data set's own responses are trained on."""
         return self.plan.preset.sides[0] and self.plan.preset.fixed_responses == DATA
 
+    def share(self, number: int, prompts: Sequence[Prompt]) -> list[Prompt] | None:
+        """The prompts of a round (train.prompts_per_round); None for all."""
+        train = self.plan.recipe.train
+        if train.prompts_per_round is None or train.prompts_per_round >= len(prompts):
+            return None
+        order = sorted(prompts, key=lambda prompt: seed_for(train.seed, "order of the rounds", "", prompt.id))
+        start = (number - 1) * train.prompts_per_round
+        return [order[place % len(order)] for place in range(start, start + train.prompts_per_round)]
+
+    def asked(self, who: str, number: int, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts that are answered before a round: its own, or all where the answers serve other rounds, or the warm-up."""
+        recipe = self.plan.recipe
+        warms_up = number == 1 and recipe.warmup.kind == "sft" and recipe.warmup.responses == "teacher"
+        kept = (warms_up or not recipe.sampling.resample_teacher) if who == "teacher" else who == "student" and self.plan.preset.student_responses == "initial"
+        return list(prompts) if kept else self.share(number, prompts) or list(prompts)
+
     def stages(self, number: int) -> list[str]:
         """Names of the stages that made what a round trains on."""
         first, second = self.plan.preset.sides
         fixed, who = "data-responses" if self.data else f"round_{self._fixed_round(number)}-{self._fixed}", self._student
         return [*([fixed] if first else []), *(f"round_{one}-{who}" for one in self._student_rounds(number) if second)]
 
-    def lesson(self, number: int) -> Lesson:
+    def lesson(self, number: int, prompts: Sequence[Prompt]) -> Lesson:
         """The responses of a round. Its stages have been done."""
         first, second = self.plan.preset.sides
         folder = self.path if self.data else self.path / f"round_{self._fixed_round(number)}"
         fixed = self._read(folder, self._fixed) if first else None
         sets = [self._read(self.path / f"round_{one}", self._student) for one in self._student_rounds(number) if second]
         student = replayed(sets, self.plan.recipe.train.seed, number) if sets else None
-        return Lesson(number, fixed, student, folder, self.path / f"round_{number}")
+        share = self.share(number, prompts)
+        return Lesson(number, fixed, student, folder, self.path / f"round_{number}", None if share is None else frozenset(prompt.id for prompt in share))
 
     @property
     def _fixed(self) -> str:

@@ -200,7 +200,8 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False, elsewhere: bool = 
     if problems:
         raise RecipeError([f"{loaded.path}: {problem}" for problem in problems])
     most = _most_prompts(recipe.prompts.count, prompts.rows, recipe.prompts.heldout)
-    steps = math.ceil(most / (recipe.train.pairs_per_step * preset.prompts_per_pair)) if most and not recipe.train.tokens else None
+    of_a_round = min(most, recipe.train.prompts_per_round or most) if most else 0
+    steps = math.ceil(of_a_round / (recipe.train.pairs_per_step * preset.prompts_per_pair)) if most and not recipe.train.tokens else None
     plan = Plan(loaded=loaded, target=target, teacher=teacher, student_source=source, student=student, prompts=prompts, questions=questions, preferences=preferences, preset=preset,
                 most_prompts=most, steps=steps, processes=processes, vocab=vocab, warnings=())  # fmt: skip
     return Plan(**{**plan.__dict__, "warnings": tuple(_warnings(plan, offline))})

@@ -62,7 +62,7 @@ class Run:
         last = round or self.plan.recipe.train.rounds
         for number in range(1, last + 1):
             if self.lessons.teacher_answers(number):
-                self._sample(f"round_{number}-teacher", f"round_{number}", "teacher", f"round {number}", "train")
+                self._sample("teacher", number)
             if number == 1:
                 self._warm_up()
             if until == "warmup":
@@ -70,9 +70,9 @@ class Run:
             if number == 1 and self.lessons.data:
                 self._keep_data_responses()
             if self.lessons.student_answers(number):
-                self._sample(f"round_{number}-student", f"round_{number}", "student", f"round {number}", "train", self._adapter(number - 1))
+                self._sample("student", number, self._adapter(number - 1))
             if self.plan.preset.interleaved:
-                self._sample(f"round_{number}-{INTERLEAVED}", f"round_{number}", INTERLEAVED, f"round {number}", "train", self._adapter(number - 1))
+                self._sample(INTERLEAVED, number, self._adapter(number - 1))
             if until == "sample" and number == last:
                 return
             self._train(number)
@@ -130,18 +130,21 @@ class Run:
         inputs = [self.directory.digests["prompts"], self.plan.recipe.sampling.max_tokens, self.plan.vocab, self._model("teacher"), __version__]
         self.directory.stage("data-responses", inputs, ["data.parquet", "data.json"], lambda: self._teaching.data_responses(self.path), together=True)
 
-    def _sample(self, stage: str, folder: str, who: str, purpose: str, split: str, adapter: Path | None = None) -> None:
-        plan, shop = self.plan, self.shop
+    def _sample(self, who: str, number: int, adapter: Path | None = None) -> None:
+        """What a round trains on, from one who speaks."""
+        plan, shop, train, folder = self.plan, self.shop, self._read("train"), f"round_{number}"
+        asked = self.lessons.asked(who, number, train)
 
         def work() -> dict[str, Any]:
             with shop.answering(who, adapter) as model, shop.beside(who) as teacher:
-                responses = shop.sample(self.path / folder, who, purpose, model, shop.questions(self._read(split), who), adapter, together=True, teacher=teacher)
+                responses = shop.sample(self.path / folder, who, f"round {number}", model, shop.questions(asked, who), adapter, together=True, teacher=teacher)
             return {key: responses.manifest[key] for key in ("rows", "tokens", "truncated", "unusable")}
 
-        served = [plan.served_as] if plan.served(who) else [shop.together] if who == INTERLEAVED else []
+        others: list[Any] = [[prompt.id for prompt in asked]] if len(asked) < len(train) else []
+        others += [plan.served_as] if plan.served(who) else [shop.together] if who == INTERLEAVED else []
         inputs = [self._model(who), plan.teacher.commit, plan.recipe.sampling.model_dump(exclude=NOT_THE_TEXT), plan.recipe.train.seed,
-                  plan.vocab, self.directory.digests["prompts"], self._digest_of_adapter(adapter), *served]  # fmt: skip
-        self.directory.stage(stage, inputs, [f"{folder}/{who}.parquet", f"{folder}/{who}.json"], work, together=True)
+                  plan.vocab, self.directory.digests["prompts"], self._digest_of_adapter(adapter), *others]  # fmt: skip
+        self.directory.stage(f"{folder}-{who}", inputs, [f"{folder}/{who}.parquet", f"{folder}/{who}.json"], work, together=True)
 
     def _model(self, who: str) -> list[str]:
         """What decides a model's numbers: its commit and its number format."""
@@ -172,7 +175,7 @@ class Run:
         inputs: list[Any] = [spec.kind, recipe.train.seed, recipe.lora.model_dump(), self._model("student")]
         if spec.kind != "none":
             rows = self.directory.digests["round_1-teacher"] if spec.responses == "teacher" else recipe.sampling.max_tokens
-            inputs += [spec.model_dump(), self._optimisation("rounds", "tokens"), self.directory.digests["prompts"], self.plan.vocab, rows]
+            inputs += [spec.model_dump(), self._optimisation("rounds", "tokens", "prompts_per_round"), self.directory.digests["prompts"], self.plan.vocab, rows]
         self.directory.stage("warmup", inputs, outputs, work, together=True)
 
     def _responses(self, folder: str, who: str) -> ResponseSet:
@@ -189,7 +192,7 @@ class Run:
                   self.plan.vocab, asdict(self.plan.preset), self._optimisation(), number, __version__]  # fmt: skip
         files = RoundFiles(folder=self.path / name, previous=self.path / f"round_{number - 1}" if number > 1 else None, inputs=digest_of([inputs, self.plan.recipe.train.micro_batch]))
         outputs = [f"{name}/{file}" for file in ("adapter", "optimizer.pt", "curriculum.json", "metrics.jsonl")]
-        self.directory.stage(f"{name}-train", inputs, outputs, lambda: self._teaching.round(self.lessons.lesson(number), self._adapter(number - 1), files), together=True)
+        self.directory.stage(f"{name}-train", inputs, outputs, lambda: self._teaching.round(self.lessons.lesson(number, self._read("train")), self._adapter(number - 1), files), together=True)
         if self.processes.first:
             self._gather_metrics(number)
 

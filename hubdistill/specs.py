@@ -267,7 +267,8 @@ class DistributedSpec(Spec):
 class TrainSpec(Spec):
     """Rounds and optimisation."""
 
-    rounds: int = Field(3, ge=1, le=100, description="Rounds: sample, then train one pass over the pairs.")
+    rounds: int = Field(3, ge=1, le=1000, description="Rounds: sample, then train one pass over the pairs.")
+    prompts_per_round: int | None = Field(None, ge=1, description="Prompts of a round: the next ones each time, in an order of their own, from the start again after the last; all of them each time without it. As many as a step holds, and as many rounds as steps, is sampling anew at every step (on-policy).")
     pairs_per_step: int = Field(128, ge=1, description="Pairs in an optimiser step, over all devices; where a preset trains on one response of a pair alone, twice as many prompts.")
     micro_batch: int = Field(1, ge=1, description="Pairs in one forward pass on one device, where all are as long as the longest; of shorter ones it takes more, for the pairs of a step are cut up by length. Lower it when memory runs out, the result is the same.")
     tokens: int | None = Field(None, ge=1, description="Response tokens to train on in a round: the pairs are repeated or cut to hold so many. One pass over them without it.")

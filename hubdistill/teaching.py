@@ -90,7 +90,7 @@ class Teaching:
 
         plan, shop, train = self.shop.plan, self.shop, self.shop.plan.recipe.train
         views = {prompt.id: prompt for prompt in self.prompts} if plan.target.modality.own_view else None
-        pairs = Pairs(lesson.teacher, lesson.student, views, tokens=train.tokens, seed=train.seed + lesson.number)
+        pairs = Pairs(lesson.teacher, lesson.student, views, tokens=train.tokens, seed=train.seed + lesson.number, only=lesson.prompts)
         with self._teacher(lesson) as teacher, borrowed(lambda: shop.load_to_train(adapter)) as student:
             distillation = Distillation(
                 teacher=teacher, reading=shop.reading, vocab=shop.vocab, preset=plan.preset, shared=shop.who_shares(teacher, student, pairs[0]),

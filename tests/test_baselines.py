@@ -196,9 +196,52 @@ def test_a_round_trains_on_as_many_tokens_as_asked_for(tmp_path, notes):
     assert run.plan.steps is None
 
 
+ROUNDS = ("train.rounds=4", "train.prompts_per_round=3", "train.learning_rate=0.00001", "sampling.temperature=3")  # of 8 prompts, and few empty answers
+ALL_OF, OWN_OF = {"round_1-teacher": 8}, {f"round_{n}-student": 3 for n in (1, 2, 3, 4)}
+
+
+def test_each_round_takes_the_next_prompts(tmp_path, notes, seen):
+    """Four rounds of three of eight prompts: the third takes the last two and begins again."""
+    run = run_of(tmp_path, notes, *ROUNDS)
+    first, second, third, fourth = asked = [set(answers(tmp_path / "run" / f"round_{n}" / "student.parquet")) for n in (1, 2, 3, 4)]
+    assert first | second | third == set(answers(tmp_path / "run" / "round_1" / "teacher.parquet"))
+    assert [len(one) for one in (*asked, first & second, third & first, fourth & first, fourth & second)] == [3, 3, 3, 3, 0, 1, 2, 1]
+    rows, trained = [run.results()[f"round_{n}-train"] for n in (1, 2, 3, 4)], iter([key for batch in seen for key, flag, _ in batch if flag])
+    for row, share in zip(rows, asked, strict=True):
+        assert (row["steps"], row["pairs"] + row["empty"], row["unmatched"]) == (1, 3, 0)
+        assert {next(trained) for _ in range(row["pairs"])} <= share
+    assert next(trained, None) is None
+    assert run.plan.steps == 1
+    notes.stages.clear()
+    run_of(tmp_path, notes, *ROUNDS)
+    assert {what for _, what in notes.stages} == {"skipped"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sampled"),
+    [
+        (["loss.preset=off_policy"], ALL_OF | {"round_1-student": 8}),  # what serves other rounds is of all prompts
+        (["loss.preset=skd"], {f"round_{n}-interleaved": 3 for n in (1, 2, 3, 4)}),
+        (["loss.preset=kd"], {}),
+        (["sampling.resample_teacher=true"], OWN_OF | {f"round_{n}-teacher": 3 for n in (1, 2, 3, 4)}),
+        (["sampling.resample_teacher=true", "warmup.responses=teacher"], OWN_OF | ALL_OF | {f"round_{n}-teacher": 3 for n in (2, 3, 4)}),
+    ],
+)  # fmt: skip
+def test_only_what_serves_other_rounds_is_asked_of_all_prompts(overrides, sampled, tmp_path, notes):
+    results = run_of(tmp_path, notes, *ROUNDS, *overrides).results()
+    assert {name: row["rows"] for name, row in results.items() if name.endswith(("-teacher", "-student", "-interleaved"))} == sampled
+    assert all(results[f"round_{n}-train"]["pairs"] + results[f"round_{n}-train"]["empty"] == 3 for n in (1, 2, 3, 4))
+
+
 @pytest.mark.parametrize(("name", "size"), [("distillm2", "2 steps of 4 pairs"), ("kd", "1 step of 8 responses"), ("imitkd", "1 step of 8 responses")])
 def test_plan_counts_what_a_step_holds(name, size, tmp_path):
     assert size in plan_text(make_plan(load_recipe(tiny.write_recipe(tmp_path), [f"loss.preset={name}"])).as_dict() | {"forecast": None})
+
+
+def test_plan_shows_the_first_and_the_last_of_many_rounds(tmp_path):
+    text = plan_text(make_plan(load_recipe(tiny.write_recipe(tmp_path), ["train.rounds=300", "train.prompts_per_round=4"])).as_dict() | {"forecast": None})
+    assert "300 of at most 1 step of 4 pairs" in text
+    assert [int(line.split()[0]) for line in text.splitlines() if line.endswith(("anchor)", "for all"))] == [1, 2, 3, 4, 5, 296, 297, 298, 299, 300]
 
 
 def test_a_data_set_without_responses_is_refused_by_name(tmp_path):

@@ -83,6 +83,8 @@ class Comparison:
         require_ours(self.folder)
         if self.plan.recipe.train.tokens is not None:
             raise RecipeError([f"{self.plan.loaded.path}: train.tokens: compare sets it, so that methods have equal shares; remove it"])
+        if self.plan.recipe.train.prompts_per_round is not None:
+            raise RecipeError([f"{self.plan.loaded.path}: train.prompts_per_round: methods are compared on all prompts in each round; remove it"])
         if not self.plan.recipe.evaluate:
             raise RecipeError([f"{self.plan.loaded.path}: evaluate: is empty, and there is nothing to compare by; write evaluate: [{{kind: divergence}}]"])
         if len(self.seed_numbers) > 1:

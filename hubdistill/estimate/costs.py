@@ -91,12 +91,14 @@ def seconds_of(plan: Plan, rates: Rates) -> dict[str, float] | None:
     asked = recipe.prompts.heldout * bool(recipe.evaluate)
     first, second = plan.preset.sides
     teacher_sets, student_sets, common_sets = _sets(plan)
-    most = recipe.train.tokens / (2 * recipe.sampling.max_tokens) if recipe.train.tokens else prompts * (first + second) / 2
+    by_teacher, by_student, by_both = _responses(plan, prompts)
+    each = min(prompts, recipe.train.prompts_per_round or prompts)
+    most = recipe.train.tokens / (2 * recipe.sampling.max_tokens) if recipe.train.tokens else each * (first + second) / 2
     warm_up = 0.0 if recipe.warmup.kind == "none" else recipe.warmup.epochs * prompts * rates.row
     stages = teacher_sets + student_sets + 2 * common_sets + rounds + 1 + bool(warm_up) + EVALUATED * bool(asked)
     return {
         "loading": stages * (START + max(map(_file_bytes, (plan.teacher, plan.student))) / DISK),
-        "sampling": prompts * ((teacher_sets + common_sets) * rates.response["teacher"] + (student_sets + common_sets) * rates.response["student"]) * (share if recipe.sampling.engine == "transformers" else 1),
+        "sampling": ((by_teacher + by_both) * rates.response["teacher"] + (by_student + by_both) * rates.response["student"]) * (share if recipe.sampling.engine == "transformers" else 1),
         "warm-up": warm_up * share,
         "training": rounds * most * rates.pair * share,
         "evaluation": asked * (rates.response["teacher"] + EVALUATED * (rates.response["student"] + rates.pair / 2)) + _judged(plan) * rates.response["student"],
@@ -120,6 +122,13 @@ def _judged(plan: Plan) -> float:
     return sum((told["verdicts_at_most"] or 0) / 2 * one.max_tokens / recipe.sampling.max_tokens for told, one in found)
 
 
+def _responses(plan: Plan, prompts: int) -> tuple[int, int, int]:
+    """The same as responses: a set that serves all rounds has all prompts, another those of its round."""
+    each, (teacher, student, common) = min(prompts, plan.recipe.train.prompts_per_round or prompts), _sets(plan)
+    whole = plan.preset.student_responses == "initial"
+    return teacher * (each if plan.recipe.sampling.resample_teacher else prompts), student * (prompts if whole else each), common * each
+
+
 def _file_bytes(facts: ModelFacts) -> int:
     return count(facts).all * BYTES.get(str(facts.saved_dtype).removeprefix("torch."), 4)
 
@@ -134,7 +143,7 @@ def disk_of(plan: Plan, kind: str) -> dict[str, int]:
     if plan.most_prompts is None:
         return found
     length = recipe.prompts.max_tokens + recipe.sampling.max_tokens
-    found["responses"] = sum(_sets(plan)) * plan.most_prompts * length * 4
+    found["responses"] = sum(_responses(plan, plan.most_prompts)) * length * 4
     if recipe.teacher.placement == "cached":
         states = plan.most_prompts * recipe.sampling.max_tokens * sizes.counts("teacher").hidden * BYTES[sizes.dtype("teacher")]
         # Those of the teacher's responses stay; those of the student's go after their round.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from hubdistill.pairs.prompt_report import counted
 
 DIVERGENCES = {"skl": "skew KL", "srkl": "skew reverse KL", "jsd": "generalised JSD", "kl": "KL", "rkl": "reverse KL", "tv": "total variation", "nll": "cross-entropy"}
 FIXED = {"teacher": "teacher", "data": "data set", "interleaved": "interleaved"}  # whose responses stand beside the student's
+MANY = 10  # rounds that are no longer told one by one
 SKEWED = {"skl", "srkl", "jsd"}  # those with an alpha
 
 
@@ -185,7 +186,7 @@ def _training_rows(record: Mapping[str, Any]) -> dict[str, str]:
         "prompts": f"{stages['prompts']['kept_train']} for training, {stages['prompts']['kept_heldout']} held out",
         "sampling": f"temperature {sampling['temperature']:g}, top-p {sampling['top_p']:g}, at most {sampling['max_tokens']} tokens; teacher responses {teacher_said}",
         "warm-up": "none" if warmup["kind"] == "none" else f"{warmup['epochs']:g} epochs of SFT on {warmup['responses'].replace('_', ' ')} responses, {stages['warmup']['rows']} rows",
-        "rounds": f"{len(rounds)}, of {', '.join(map(str, pairs))} {unit} and {', '.join(str(row['steps']) for row in rounds)} steps of {train['pairs_per_step'] * (2 if one_sided else 1)} {unit}" + budget,
+        "rounds": f"{len(rounds)}, of {_told(pairs)} {unit} and {_told([row['steps'] for row in rounds])} steps of {train['pairs_per_step'] * (2 if one_sided else 1)} {unit}" + budget,
         "left out": f"{sum(row['empty'] for row in rounds)} {unit if not one_sided else 'prompts'} with an empty response" + (f" ({counted(lost, 'answer')} of the server could not be read as tokens)" if lost else ""),
         "cut at the length limit": f"{sum(row['truncated_teacher'] for row in rounds)} {fixed} and {sum(row['truncated_student'] for row in rounds)} student responses (no end token is added)",
         **_preference_row(record),
@@ -200,6 +201,11 @@ def _preference_row(record: Mapping[str, Any]) -> dict[str, str]:
         return {}
     data = _data(record["preferences"])
     return {"preference tuning": f"after the last round, DPO held against the distilled student: beta {spec['beta']:g}, {counted(done['pairs'], 'pair')} of {data.label}, {counted(done['steps'], 'step')}, learning rate {spec['learning_rate']:g}"}
+
+
+def _told(numbers: Sequence[int]) -> str:
+    """Numbers of rounds; of many, the smallest and the largest."""
+    return ", ".join(map(str, numbers)) if len(numbers) <= MANY else f"{min(numbers)} to {max(numbers)}"
 
 
 def _limitations(record: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -43,18 +43,18 @@ class Pairs(Sequence[Pair]):
     `views` (prompt id -> image names, prompt ids of the student) is given where each model reads the prompt in its own way;
     without it both read the same ids, and a pair of which they did not is refused. With one set alone, pairs have one
     side. With `tokens`, the pairs are repeated, or left out, until they hold about so many response tokens: whole passes,
-    then some in an order that `seed` fixes.
+    then some in an order that `seed` fixes. `only` are the prompts that take part; the others are as if they were not there.
     """
 
-    def __init__(self, teacher: ResponseSet | None, student: ResponseSet | None, views: Mapping[str, View] | None = None, *, tokens: int | None = None, seed: int = 0):
+    def __init__(self, teacher: ResponseSet | None, student: ResponseSet | None, views: Mapping[str, View] | None = None, *, tokens: int | None = None, seed: int = 0,
+                 only: Collection[str] | None = None):  # fmt: skip
         self._views = views
         self._sets = [one for one in (teacher, student) if one is not None]
         self._tables = (None if teacher is None else teacher.table, None if student is None else student.table)
         tables = [one.table for one in self._sets]
         stops = {stop for one in self._sets for stop in one.manifest["stop_ids"]}
-        names = [table["prompt_id"].to_pylist() for table in tables]
-        places = [{name: row for row, name in enumerate(found)} for found in names]
-        matched = [tuple(place[name] for place in places) for name in names[0] if all(name in place for place in places)]
+        places = [{name: row for row, name in enumerate(table["prompt_id"].to_pylist()) if only is None or name in only} for table in tables]
+        matched = [tuple(place[name] for place in places) for name in places[0] if all(name in place for place in places)]
         whole = [rows for rows in matched if not any(_empty(table, row, stops) for table, row in zip(tables, rows, strict=True))]
         if not whole:
             raise TrainingError(_nothing(len(matched), len(tables)))
@@ -63,7 +63,7 @@ class Pairs(Sequence[Pair]):
         by_side = cut if len(cut) == 2 else [cut[0] * (one is not None) for one in self._tables]
         self.report = JoinReport(
             pairs=len(whole),
-            unmatched=sum(map(len, names)) - len(tables) * len(matched),
+            unmatched=sum(map(len, places)) - len(tables) * len(matched),
             empty=len(matched) - len(whole),
             truncated_teacher=by_side[0],
             truncated_student=by_side[1],

@@ -140,6 +140,9 @@ def test_what_both_write_takes_both_and_nothing_is_counted_that_is_not_sampled(r
         plan = make_plan(load_recipe(recipe, [name if "=" in name else f"loss.preset={name}", "train.rounds=3"]))
         sampling[name] = seconds_of(plan, rates)["sampling"] / plan.most_prompts
     assert sampling == {"distillm2": 301, "seqkd": 1, "kd": 0, "imitkd": 300, "off_policy": 101, "skd": 303, "loss.fixed_responses=interleaved": 603}
+    plan = make_plan(load_recipe(recipe, ["train.rounds=3", "train.prompts_per_round=2"]))
+    assert seconds_of(plan, rates)["sampling"] == plan.most_prompts * 1 + 3 * 2 * 100
+    assert seconds_of(plan, replace(rates, pair=1.0))["training"] == 3 * 2
     plan = make_plan(load_recipe(recipe, ["loss.preset=skd"]))
     stages = {stage.name: stage for stage in memory_of(plan, gpu_named("T4"))}
     together, alone = stages["both models answer together"].parts, [stages[f"the {who} answers"].parts for who in ("teacher", "student")]
