@@ -71,6 +71,7 @@ class Verdict:
         if not self.judged:
             return f"{off}not judged: {'fewer than ' + str(ENOUGH) + ' prompts' if self.unjudged else 'nothing that it looks at was measured'}"
         missing = "" if any(one.row.metric == self.metric for one in self.judged) else f" ({self.metric} itself was not measured)"
+        missing += f" (on too few prompts to judge: {', '.join(self.unjudged)})" if self.unjudged else ""
         return f"{off}not clearly worse than the {self.against} in {_named(self.judged)}{missing}"
 
 

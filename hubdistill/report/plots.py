@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 WIDTH, ROW, LEFT, RIGHT = 440, 24, 110, 24
 HEIGHT, TOP, BOTTOM, LINE, ABOVE = 210, 12, 38, 17, 24  # ABOVE: of a unit and the names of marks
-AXIS = 52  # left of curves, for the numbers of their axis
+AXIS = 60  # left of curves, for the numbers of their axis
 LETTER, WIDEST = 6.6, 200  # width of a letter on average, and the most that names take of a plot, in pixels
 POINTS = 30  # points up to which a curve shows each
 # Told apart with red-green blindness (after Okabe and Ito), each with a contrast of 3 or more on white and on near-black.
@@ -112,7 +112,8 @@ def bars(shares: Mapping[str, Sequence[float]], names: Sequence[str], styles: Ma
         parts.append(_key(series, one, name, bar=True))
         for number, value in enumerate(values):
             left = AXIS + group * (number + 0.1) + width * series
-            parts.append(f'<rect x="{left:.1f}" y="{y(value):.1f}" width="{width:.1f}" height="{bottom - y(value):.1f}" fill="{one.colour}"><title>{escape(name)}, {escape(names[number])}: {value:.3g}</title></rect>')
+            told = escape(", ".join(filter(None, (name, names[number]))))
+            parts.append(f'<rect x="{left:.1f}" y="{y(value):.1f}" width="{width:.1f}" height="{bottom - y(value):.1f}" fill="{one.colour}"><title>{told}: {value:.3g}</title></rect>')
     return _svg(bottom + BOTTOM - LINE, [*parts, _over(unit, top)], label)
 
 

@@ -69,6 +69,8 @@ def test_a_run_is_held_against_its_warm_up_also_after_preference_tuning_and_else
 def test_what_was_not_measured_is_said():
     assert judge([], GateSpec()).text == "not judged: nothing that it looks at was measured"
     assert judge([measured("kl", 1, 2, n=4)], GateSpec()).text == "not judged: fewer than 20 prompts"
+    few = measured("exact_match", -0.2, -0.1, on="colours", better="higher", n=6)
+    assert judge([measured("kl", -0.2, -0.1), few], GateSpec()).text == "not clearly worse than the warm-up in kl on teacher responses (on too few prompts to judge: exact_match on colours)"
     assert judge([measured("agreement", 0.1, 0.2, better="higher")], GateSpec()).text == "not clearly worse than the warm-up in agreement on teacher responses (kl itself was not measured)"
 
 
