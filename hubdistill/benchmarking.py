@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from hubdistill.candidates import Found
 from hubdistill.errors import InputError
+from hubdistill.evaluation.questions import OF_TYPE, QUESTIONS, SCORE
 from hubdistill.evaluation.statistics import ENOUGH, Measurement, paired_difference, summarise
 from hubdistill.files import write_json
 from hubdistill.tasks.catalog import Benchmark
@@ -97,7 +98,7 @@ def _asked(benchmark: Benchmark, asked: Asked, name: str, found: Found, folder: 
 def _rows(benchmark: Benchmark, score: str, by_name: dict[str, dict[str, float]]) -> list[Measurement]:
     first, *others = by_name
     rows = [
-        summarise(values, metric="score", subject=name, on=benchmark.on(score), unit="share", better="higher", split=benchmark.task.hub.split, decoding=benchmark.decoding)
+        summarise(values, metric=SCORE, subject=name, on=benchmark.on(score), unit="share", better="higher", split=QUESTIONS, decoding=benchmark.decoding)
         for name, values in by_name.items()
     ]
     differences = tuple(paired_difference(by_name[first], by_name[other], other) for other in others)
@@ -111,7 +112,7 @@ def table(result: Result) -> str:
     width = max(len(one.subject) for one in result.measurements)
     for score in dict.fromkeys(one.on for one in result.measurements):
         rows = [one for one in result.measurements if one.on == score]
-        lines += [f"{score.removeprefix(result.benchmark.title + ', '):<{width}}   score   95 % interval      n"]
+        lines += [f"{score.rpartition(OF_TYPE)[2]:<{width}}   score   95 % interval      n"]
         lines += [f"{one.subject:<{width}}  {one.value:6.3f}   {one.low:.3f} to {one.high:.3f}  {one.n:4d}" for one in rows]
         for difference in rows[0].differences:
             told = "no clear difference" if not difference.significant else "better" if difference.value > 0 else "worse"

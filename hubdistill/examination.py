@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ from hubdistill.pairs.store import Question, Response, ResponseSet, read_respons
 from hubdistill.specs import EvaluationSpec
 from hubdistill.stages import NOT_THE_TEXT, Workshop, borrowed
 from hubdistill.targets.base import Outlook
+from hubdistill.tasks.candidate import Candidate
+from hubdistill.tasks.recipe_tasks import RecipeTasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,7 +102,7 @@ class Examination:
         plan, adapter = self.shop.plan, self.adapters[subject]
         models = [plan.teacher.commit, plan.number_format("teacher"), plan.student.commit, plan.number_format("student"), folder_sha256(adapter) if adapter else None]
         settings = [[one.model_dump(mode="json") for one in plan.recipe.evaluate], plan.recipe.sampling.model_dump(exclude=NOT_THE_TEXT), plan.recipe.train.seed]
-        return digest_of([*models, self.shop.vocab, settings, file_sha256(self.prompts), teacher.manifest["sha256"], str(self.shop.device), __version__])
+        return digest_of([*models, self.shop.vocab, settings, file_sha256(self.prompts), self.tasks.digest, teacher.manifest["sha256"], str(self.shop.device), __version__])
 
     def outlook(self) -> Outlook:
         """What the target says before training, measured on the student as it is."""
@@ -126,7 +129,7 @@ class Examination:
             scorer = Scorer(teacher, shop.reading, shop.vocab, row_finder(prompts))
             asked = list(self._asked(prompts))
             yield HeldOut(scorer, shop.tokenizer, responses, subjects, self._decoding(), shop.plan.recipe.train.seed, [one for one in asked if isinstance(one, QuestionSet)], self.answer,
-                          [one for one in asked if isinstance(one, Contest)], self._judge,
+                          [one for one in asked if isinstance(one, Contest)], self._judge, self._benchmark, self.tasks.how,
                           ground_truth(shop, prompts), longest=shop.plan.recipe.sampling.max_tokens, stop_ids=shop.stop_ids, preferences=self._preferences(), known=self._known(responses))  # fmt: skip
 
     def _preferences(self) -> Preferences | None:
@@ -167,6 +170,20 @@ class Examination:
             prompts = read_prompts(self.shop.folder / "prompts" / f"{file}.parquet") if file else [replace(prompt, answers=(prompt.response,) if prompt.response else ()) for prompt in heldout]
             if (asked := _set_of(name, prompts, spec)).prompts:
                 yield Contest(asked, spec.judge.under(f"evaluate[{index}].judge"), recipe.train.seed) if spec.judge else asked
+
+    @cached_property
+    def tasks(self) -> RecipeTasks:
+        """The recipe's benchmarks. Raises, where one cannot be asked here, what `RecipeTasks.ready` raises."""
+        shop, plan = self.shop, self.shop.plan
+        return RecipeTasks.ready(plan.recipe.evaluate, None if plan.loaded.origin == "hub" else plan.base_dir, self.folder, shop.reporter.note)
+
+    def _benchmark(self, model: PreTrainedModel, subject: str) -> dict[str, dict[str, float]]:
+        """The scores of a subject, through the tokenizer and with the stop tokens of the run."""
+        shop, plan, adapter = self.shop, self.shop.plan, self.adapters.get(subject)
+        facts = plan.teacher if subject == "teacher" else plan.student
+        identity = (facts.commit, plan.number_format("teacher" if subject == "teacher" else "student"), folder_sha256(adapter) if adapter else "", str(shop.vocab))
+        return self.tasks.scores(Candidate(name=subject, load=lambda: nullcontext(model), tokenizer=shop.tokenizer, stop_ids=shop.stop_ids, identity=identity, vocab=shop.vocab,
+                                           batch_size=plan.recipe.sampling.batch_size, start=shop.reporter.start, progress=shop.reporter.advance))  # fmt: skip
 
     def _judge(self, contest: Contest) -> Judge:
         """Who compares the answers of a contest; what there is to do is told as it is done."""

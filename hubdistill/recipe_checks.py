@@ -13,6 +13,7 @@ from hubdistill.errors import MissingError
 from hubdistill.losses.contrastive import resolve
 from hubdistill.recipe_wording import nearest
 from hubdistill.shipped import SHIPPED, find_data, list_recipes
+from hubdistill.specs import PROGRAMS, RUNS_PROGRAMS
 from hubdistill.yaml_lines import KeyPath, show
 
 if TYPE_CHECKING:
@@ -89,8 +90,10 @@ def check_values(value: Any, context: Context) -> Iterator[Problem]:
     for index, one in enumerate(evaluate if isinstance(evaluate, list | tuple) else ()):
         if context.origin == "hub" and isinstance(one, dict) and one.get("judge") is not None:
             yield ("evaluate", index, "judge"), "refused in a recipe from the Hub: your prompts, and a key of yours, would go to an address that others chose; copy the recipe, read it, and run the copy"
+        if context.origin == "hub" and isinstance(one, dict) and one.get("allow_code_execution"):
+            yield ("evaluate", index, "allow_code_execution"), "refused in a recipe from the Hub: whether programs that models write are run on this machine is yours to say; copy the recipe, read it, and run the copy"
     for path, inner in _blocks(value):
-        key = "dataset" if path[-1] in ("prompts", "questions", "preference") else "model"
+        key = "dataset" if path[-1] in ("prompts", "questions", "preference") or path[0] == "evaluate" else "model"
         if isinstance(inner.get(key), str) and inner[key] and not _VARIABLE.search(inner[key]):
             yield from _source((*path, key), inner[key], context)
         if inner.get("trust_remote_code") is True and context.origin == "hub" and not context.allow_remote_code:
@@ -105,6 +108,7 @@ def _blocks(value: Any) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
     found: list[tuple[KeyPath, Any]] = [((block,), value.get(block)) for block in ("teacher", "student", "prompts", "preference")]
     evaluate = value.get("evaluate")
     found += [(("evaluate", index, "questions"), one.get("questions")) for index, one in enumerate(evaluate if isinstance(evaluate, list | tuple) else ()) if isinstance(one, dict)]
+    found += [(("evaluate", index), one) for index, one in enumerate(evaluate if isinstance(evaluate, list | tuple) else ()) if isinstance(one, dict) and one.get("kind") == "benchmark"]
     yield from ((path, inner) for path, inner in found if isinstance(inner, dict))
 
 
@@ -324,7 +328,7 @@ def _interleaved(recipe: Recipe, preset: LossPreset) -> Iterator[Problem]:
 
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     for index, one in enumerate(recipe.evaluate):
-        if one in recipe.evaluate[:index] or (one.questions is None and one.kind in [before.kind for before in recipe.evaluate[:index] if before.questions is None]):
+        if one in recipe.evaluate[:index] or (one.questions is None and one.kind != "benchmark" and one.kind in [before.kind for before in recipe.evaluate[:index] if before.questions is None]):
             yield ("evaluate", index), f"'{one.kind}' is listed twice; keep one"
         if one.kind == "vqa" and not _reads_images(recipe.target.kind):
             yield ("evaluate", index), f"'vqa' asks about images, and the target '{recipe.target.kind}' reads none; remove it, or write target: {{kind: vlm}}"
@@ -332,6 +336,12 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
             yield ("evaluate", index, unused[0]), "has no effect: only the target 'drafter' decodes with drafts; remove it"
         if one.kind == "judge" and _reads_images(recipe.target.kind):
             yield ("evaluate", index), f"'judge' reads text alone, and the target '{recipe.target.kind}' is about images; remove it"
+        if one.kind == "benchmark" and _reads_images(recipe.target.kind):
+            yield ("evaluate", index), f"'benchmark' asks text, and the target '{recipe.target.kind}' is about images; remove it"
+        if one.task in PROGRAMS and not one.allow_code_execution:
+            yield ("evaluate", index, "allow_code_execution"), f"is false, and '{one.task}' {RUNS_PROGRAMS}; nothing is run unless you write allow_code_execution: true"
+        if one.kind == "benchmark" and any(before.kind == "benchmark" and (before.task, before.dataset) == (one.task, one.dataset) for before in recipe.evaluate[:index]):
+            yield ("evaluate", index), f"'{one.task}' is asked twice; keep one"
         if one.judge and one.judge.against == "reference" and one.questions and not one.questions.response_column:
             yield ("evaluate", index, "questions", "response_column"), "is null, and the judge holds answers against the data's own; name their column, or write judge.against: teacher or student"
         if one.kind == "vqa" and one.questions and not one.questions.response_column:
@@ -342,8 +352,8 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
             yield ("evaluate", index), "'vqa' asks the held-out prompts, and they have no images; name their column in prompts.image_column, or add `questions`"
         if one.kind == "vqa" and one.questions is None and not recipe.prompts.response_column:
             yield ("evaluate", index), "'vqa' needs known answers; add `questions`, or name the column of the prompts' answers in prompts.response_column"
-    if not recipe.prompts.heldout and any(one.questions is None for one in recipe.evaluate):
-        yield ("prompts", "heldout"), "is 0 and evaluate needs held-out prompts (only `vqa` and `judge` with `questions` do without); write 200, or evaluate: []"
+    if not recipe.prompts.heldout and any(one.questions is None and one.kind != "benchmark" for one in recipe.evaluate):
+        yield ("prompts", "heldout"), "is 0 and evaluate needs held-out prompts (only `benchmark`, and `vqa` and `judge` with `questions`, do without); write 200, or evaluate: []"
 
 
 def _gate(recipe: Recipe) -> Iterator[Problem]:

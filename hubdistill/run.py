@@ -55,6 +55,8 @@ class Run:
     def distil(self, until: str = "evaluate", round: int | None = None) -> None:
         """Everything that needs models, up to and with a stage: prompts, sample, warmup, train or evaluate."""
         self._begin()
+        if until == "evaluate" and self.processes.first and any(one.kind == "benchmark" for one in self.plan.recipe.evaluate):
+            Examination(self.shop, {}).tasks.announce()  # what is missing shows now, and not after the training
         self._prompts()
         if until == "prompts":
             return
@@ -227,7 +229,7 @@ class Run:
             if plan.recipe.warmup.kind == "none":
                 del adapters["warm-up"]
             (self.path / "evaluation" / "examples.json").unlink(missing_ok=True)  # of an earlier recipe
-            something = plan.recipe.preference or any(one.questions for one in plan.recipe.evaluate) or (plan.recipe.evaluate and self._read("heldout"))
+            something = plan.recipe.preference or any(one.questions or one.kind == "benchmark" for one in plan.recipe.evaluate) or (plan.recipe.evaluate and self._read("heldout"))
             rows = Examination(self.shop, adapters).measure() if something else []
             write_json(self.path / "measurements.json", [row.as_dict() for row in rows])
             return {"measurements": len(rows)}

@@ -285,20 +285,25 @@ class TrainSpec(Spec):
 class EvaluationSpec(Spec):
     """One evaluation, on the held-out prompts or on a set of questions."""
 
-    kind: Literal["divergence", "overlap", "vqa", "acceptance", "judge"] = Field(description="divergence: kl, skl, srkl, NLL, top-1 agreement. overlap: ROUGE-L against the teacher's response. vqa: right answers, with the image and, as a control, without. acceptance: how often the teacher would accept a token that the student drafts; with target drafter also speculative decoding itself, timed. judge: how often another model prefers the answer (docs/evaluation.md).")
+    kind: Literal["divergence", "overlap", "vqa", "acceptance", "judge", "benchmark"] = Field(description="divergence: kl, skl, srkl, NLL, top-1 agreement. overlap: ROUGE-L against the teacher's response. vqa: right answers, with the image and, as a control, without. acceptance: how often the teacher would accept a token that the student drafts; with target drafter also speculative decoding itself, timed. judge: how often another model prefers the answer. benchmark: docs/evaluation.md.")
     questions: QuestionsSpec | None = Field(None, description="vqa, judge: the set that is asked (its keys are below); without it, the held-out prompts, those that have a ground-truth response where it is needed.")
-    max_tokens: int = Field(16, ge=1, description="vqa, judge: longest answer, in tokens; without it 512 for judge (the paper's).")
+    max_tokens: int = Field(16, ge=1, description="vqa, judge, benchmark: longest answer, in tokens; without it 512 for judge (the paper's), and of a benchmark its own (512 to 1,280).")
     temperature: float = Field(0.0, ge=0, le=5, description="judge: sampling temperature of the answers, 0 is greedy; without it 0.8 (the paper's). vqa is answered greedily.")
     top_p: float = Field(1.0, gt=0, le=1, description="judge: nucleus sampling mass of the answers; without it 0.95 (the paper's).")
     draft_tokens: int = Field(4, ge=1, le=8, description="acceptance, target drafter: tokens drafted before each verification.")
     timed: int = Field(16, ge=1, description="acceptance, target drafter: held-out prompts that are decoded with and without the drafter.")
+    task: Literal["gsm8k", "math", "ifeval", "humaneval", "mbpp"] | None = Field(None, description="benchmark: which one.")
+    dataset: str | None = Field(None, min_length=1, description="benchmark: its questions, a .jsonl file (path relative to the recipe) or a Hub data set; without it the benchmark's own on the Hub, at a pinned commit.")
+    limit: int | None = Field(None, ge=1, description="benchmark: questions to ask, the first ones; all of them without it.")
+    allow_code_execution: bool | Literal["unconfined"] = Field(False, description="benchmark, humaneval and mbpp: run the programs that the models write, isolated; `unconfined` also where the kernel cannot isolate them.")
     judge: JudgeSpec | None = Field(None, description="judge: who judges, against what, and for how much at most.")
 
     @model_validator(mode="before")
     @classmethod
     def _decoding_of_its_kind(cls, given: Any) -> Any:
         kind = given.get("kind") if isinstance(given, dict) else None
-        return {**DECODING.get(kind, {}), **given} if isinstance(kind, str) else given
+        own = {"max_tokens": BENCHMARKS[given["task"]]} if kind == "benchmark" and given.get("task") in BENCHMARKS else {}
+        return {**own, **DECODING.get(kind, {}), **given} if isinstance(kind, str) else given
 
     @model_validator(mode="after")
     def _belongs_to_its_kind(self) -> EvaluationSpec:
@@ -307,20 +312,27 @@ class EvaluationSpec(Spec):
                 raise ValueError(f"{' and '.join(keys)} belong to kind: {' or '.join(kinds)}; remove them from kind: {self.kind}")
         if self.kind == "judge" and self.judge is None:
             raise ValueError("kind: judge needs `judge`, who judges; write judge: {url: ..., model: ...}")
+        if self.kind == "benchmark" and self.task is None:
+            raise ValueError(f"kind: benchmark needs `task`, which one; write task: {' or '.join(BENCHMARKS)}")
         return self
 
 
 # How the answers of an evaluation are sampled, where it does not say (appendix C.3 of the paper).
 DECODING: dict[str, dict[str, Any]] = {"judge": {"max_tokens": 512, "temperature": 0.8, "top_p": 0.95}}
+# Benchmarks, and the longest answer of each in tokens; those whose answers are programs, and what that means.
+BENCHMARKS = {"gsm8k": 512, "math": 1024, "ifeval": 1280, "humaneval": 768, "mbpp": 768}
+PROGRAMS = ("humaneval", "mbpp")
+RUNS_PROGRAMS = ("runs programs that the models write, on this machine: each in a process of its own without network, without other processes and without files but Python's library "
+                 "(Landlock and seccomp; docs/evaluation.md says what that holds and what it does not)")  # fmt: skip
 # Keys of EvaluationSpec that some kinds alone have.
-BELONGS = ((("vqa", "judge"), ("questions", "max_tokens")), (("acceptance",), ("draft_tokens", "timed")), (("judge",), ("judge", "temperature", "top_p")))
+BELONGS = ((("vqa", "judge"), ("questions",)), (("vqa", "judge", "benchmark"), ("max_tokens",)), (("benchmark",), ("task", "dataset", "limit", "allow_code_execution")), (("acceptance",), ("draft_tokens", "timed")), (("judge",), ("judge", "temperature", "top_p")))
 
 
 class GateSpec(Spec):
     """What a distilled student must not be worse in than what its training began with (the warm-up, or the student where there is none), to be published. Worse is a paired difference whose whole 95 % interval is on the wrong side; fewer than 20 prompts are not judged."""
 
     metric: str = Field("kl", min_length=1, description="Metric that the student was distilled for, by its name in measurements.json; of those on several kinds of responses, on the teacher's.")
-    guards: Annotated[tuple[str, ...], Strict(False)] = Field(("kl", "agreement", "rouge_l", "acceptance", "vqa_accuracy", "exact_match", "win_rate"), description="Metrics that must not become worse either, wherever they were measured; not by type of question, and not without images.")
+    guards: Annotated[tuple[str, ...], Strict(False)] = Field(("kl", "agreement", "rouge_l", "acceptance", "vqa_accuracy", "exact_match", "win_rate", "score"), description="Metrics that must not become worse either, wherever they were measured; of benchmarks each score, of questions not by type, and not without images.")
     off: bool = Field(False, description="Publish whatever was measured.")
 
 

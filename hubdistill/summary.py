@@ -9,7 +9,7 @@ from typing import Any
 
 from hubdistill.evaluation.gate import verdict_of
 from hubdistill.evaluation.judge import WIN_RATE
-from hubdistill.evaluation.questions import OF_TYPE, RIGHT_ANSWERS
+from hubdistill.evaluation.questions import OF_TYPE, RIGHT_ANSWERS, SCORE
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.hub import card as cards
 from hubdistill.hub.publish import Published
@@ -17,13 +17,13 @@ from hubdistill.hub.results import judged
 from hubdistill.publication import location
 from hubdistill.report.page import PAGE
 
-SHOWN = ("gap_closed", "speed_up", "accepted_length", "acceptance", "perplexity", "kl", "agreement", "rouge_l", "preference", "vqa_accuracy", "exact_match", "win_rate", "latency", "memory")  # metrics that `run` ends with; of questions the whole set
-OF_QUESTIONS = (*RIGHT_ANSWERS, WIN_RATE)
+SHOWN = ("gap_closed", "speed_up", "accepted_length", "acceptance", "perplexity", "kl", "agreement", "rouge_l", "preference", "vqa_accuracy", "exact_match", "win_rate", SCORE, "latency", "memory")  # metrics that `run` ends with; of questions the whole set
+OF_QUESTIONS = (*RIGHT_ANSWERS, WIN_RATE, SCORE)
 
 
 def summary(path: Path, record: Mapping[str, Any], measurements: tuple[Measurement, ...], done: Published | None) -> dict[str, Any]:
     """What `run` ends with, as data."""
-    chosen = [row for row in measurements if row.subject == "distilled" and row.metric in SHOWN and OF_TYPE not in row.on]
+    chosen = [row for row in measurements if row.subject == "distilled" and row.metric in SHOWN and (OF_TYPE not in row.on or row.metric == SCORE)]
     prompts = max((row.n for row in chosen if row.metric not in (*OF_QUESTIONS, "preference")), default=0)
     by_key = {(row.metric, row.on, row.subject): row for row in measurements}
     base_missing = not location(path).on_hub

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from hubdistill import candidates
-from hubdistill.errors import InputError
+from hubdistill.errors import InputError, RecipeError
+from hubdistill.recipe import load_recipe
 from hubdistill.tasks import code
+from tests import tiny
 from tests.command import called, here
 
 QUESTIONS = [
@@ -47,7 +49,7 @@ def test_an_adapter_is_asked_beside_its_base_and_nobody_twice(tmp_path, question
     assert "isolation of programs: Landlock" in " ".join(done.err.split())
     found = json.loads(done.out)
     first, base = found["measurements"]
-    assert (first["subject"], first["n"], first["value"], first["on"]) == (str(adapter), 2, 0.0, "HumanEval (questions.jsonl), pass@1")
+    assert (first["subject"], first["n"], first["value"], first["on"]) == (str(adapter), 2, 0.0, "HumanEval (questions.jsonl) / pass@1")
     assert [one["against"] for one in first["differences"]] == [base["subject"]]
     assert base["subject"].endswith(Path(candidates.find("toy:llama").facts.location).name)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("scores.json")}
@@ -92,3 +94,61 @@ def test_an_adapter_without_its_base_says_so_and_a_folder_of_other_files_is_left
 def test_a_missing_base_of_a_model_is_refused():
     with pytest.raises(InputError, match="so it has no base here"):
         candidates.against("base", candidates.find("toy:llama"))
+
+
+@pytest.mark.slow
+def test_a_recipe_asks_everyone_keeps_the_questions_and_publishes_what_others_can_ask(tmp_path, questions):
+    """evaluate: [{kind: benchmark}] from plan to card, on a run that is benchmarked afterwards by its directory."""
+    pytest.importorskip("evalplus", reason=f"EvalPlus is not installed: {code.INSTALL}")
+    benchmark = {"kind": "benchmark", "task": "humaneval", "dataset": "questions.jsonl", "limit": 2, "max_tokens": 4}
+    tiny.write_recipe(tmp_path, evaluate=[benchmark], train={"rounds": 1, "pairs_per_step": 8, "micro_batch": 4, "learning_rate": 0.01, "device": "cpu"})
+    refused = here("plan", "tiny.yaml", folder=tmp_path)
+    assert refused.code == 2
+    assert "evaluate[0].allow_code_execution: is false, and 'humaneval' runs programs that the models write" in refused.err
+    tiny.write_recipe(tmp_path, evaluate=[{"kind": "overlap"}, benchmark | {"allow_code_execution": True}], train={"rounds": 1, "pairs_per_step": 8, "micro_batch": 4, "learning_rate": 0.01, "device": "cpu"})
+    done = here("run", "tiny.yaml", folder=tmp_path)
+    if "no program of a model is run here" in done.err:
+        pytest.skip(done.err)
+    assert done.code == 0, done.err
+    run = tmp_path / "runs" / "tiny"
+    rows = [one for one in json.loads((run / "measurements.json").read_text()) if one["metric"] == "score"]
+    assert [(one["subject"], one["on"], one["n"]) for one in rows] == [(who, "HumanEval (questions.jsonl) / pass@1", 2) for who in ("teacher", "student", "warm-up", "distilled")]
+    assert [one["against"] for one in rows[-1]["differences"]] == ["student", "warm-up"]
+    assert "score on HumanEval (questions.jsonl) / pass@1" in done.out
+    card = (run / "README.md").read_text()
+    assert "2 questions by EvalPlus's prompt and sanitiser, greedy, at most 4 tokens" in card
+    assert str(tmp_path) not in (run / "run.json").read_text()
+    reproduce = (run / "reproduce.yaml").read_text()
+    assert "# An evaluation is left out: humaneval, which runs programs that models write." in reproduce
+    assert "kind: benchmark" not in reproduce
+    asked = {path: path.stat().st_mtime_ns for path in run.rglob("scores.json")}
+    assert len(asked) == 4
+    (run / "measurements.json").unlink()
+    assert here("run", "tiny.yaml", folder=tmp_path).code == 0
+    assert {path: path.stat().st_mtime_ns for path in asked} == asked  # evaluated again, and nobody was asked
+    alone = here("benchmark", run, "--against", "base", "--task", "humaneval", "--data", questions, "--max-tokens", 4, "--allow-code-execution", "--json", folder=tmp_path)
+    assert alone.code == 0, alone.err
+    assert [one["n"] for one in json.loads(alone.out)["measurements"]] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "words"),
+    [
+        ({"kind": "benchmark"}, "kind: benchmark needs `task`"),
+        ({"kind": "benchmark", "task": "gsm8k", "questions": {"dataset": "prompts.jsonl"}}, "questions belong to kind: vqa or judge"),
+        ({"kind": "overlap", "task": "gsm8k"}, "task and dataset and limit and allow_code_execution belong to kind: benchmark"),
+        ({"kind": "benchmark", "task": "gsm8k", "dataset": "gone.jsonl"}, "evaluate[0].dataset: 'gone.jsonl' is not there"),
+    ],
+)
+def test_mistakes_of_a_recipe_are_told_by_plan(tmp_path, evaluation, words):
+    tiny.write_recipe(tmp_path, evaluate=[evaluation])
+    done = here("plan", "tiny.yaml", folder=tmp_path)
+    assert done.code == 2
+    assert words in done.err
+
+
+def test_a_recipe_from_the_hub_may_not_have_programs_run(tmp_path):
+    """Whether code of a model runs is for who owns the machine to say, and not for who wrote the recipe."""
+    path = tiny.write_recipe(tmp_path, evaluate=[{"kind": "benchmark", "task": "humaneval", "allow_code_execution": True}])
+    with pytest.raises(RecipeError, match="refused in a recipe from the Hub: whether programs"):
+        load_recipe(path, origin="hub")

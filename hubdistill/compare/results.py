@@ -19,7 +19,7 @@ from hubdistill.compare.steady import CELLS
 from hubdistill.errors import InputError
 from hubdistill.evaluation.heldout import ON_OWN, ON_TEACHER, ON_TRUTH, UNITS
 from hubdistill.evaluation.judge import WIN_RATE
-from hubdistill.evaluation.questions import RIGHT_ANSWERS
+from hubdistill.evaluation.questions import RIGHT_ANSWERS, SCORE
 from hubdistill.evaluation.statistics import ENOUGH, holm, mean_and_interval, paired_p
 from hubdistill.files import write_json
 from hubdistill.finished import undamaged
@@ -78,7 +78,7 @@ def collected_in(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 def _metrics(values: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """What was measured: first what methods are compared by, then sets of questions."""
     names = [key for one in values for key in one]
-    others = [(metric, on) for metric, _, on in (name.partition(", ") for name in names) if metric in (*RIGHT_ANSWERS, WIN_RATE)]
+    others = [(metric, on) for metric, _, on in (name.partition(", ") for name in names) if metric in (*RIGHT_ANSWERS, WIN_RATE, SCORE)]
     return list(dict.fromkeys([one for one in COMPARED if ", ".join(one) in names] + others))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hubdistill.evaluation.questions import BLIND, OF_TYPE
+from hubdistill.evaluation.questions import BLIND, OF_TYPE, SCORE
 from hubdistill.evaluation.statistics import ENOUGH, Difference, Measurement
 from hubdistill.specs import GateSpec
 
@@ -85,7 +85,7 @@ def _named(found: Sequence[Judged]) -> str:
 
 def judge(measurements: Sequence[Measurement], gate: GateSpec) -> Verdict:
     """Hold the distilled student against what its training began with."""
-    watched = [row for row in measurements if row.subject == "distilled" and row.metric in (gate.metric, *gate.guards) and OF_TYPE not in row.on and not row.on.endswith(BLIND)]
+    watched = [row for row in measurements if row.subject == "distilled" and row.metric in (gate.metric, *gate.guards) and (OF_TYPE not in row.on or row.metric == SCORE) and not row.on.endswith(BLIND)]
     if gate.metric not in gate.guards and any((row.metric, row.on) == (gate.metric, TEACHERS) for row in watched):
         watched = [row for row in watched if row.metric != gate.metric or row.on == TEACHERS]
     watched.sort(key=lambda row: (row.metric != gate.metric, row.on != TEACHERS))  # stable

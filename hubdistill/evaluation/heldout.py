@@ -13,7 +13,7 @@ from hubdistill.evaluation.judge import WIN_RATE, Contest
 from hubdistill.evaluation.judge_client import Judge
 from hubdistill.evaluation.overlap import rouge_l
 from hubdistill.evaluation.preference import ON_PREFERENCES, Preferences
-from hubdistill.evaluation.questions import OF_TYPE, RIGHT_ANSWERS, Answer, QuestionSet, score, set_of
+from hubdistill.evaluation.questions import OF_TYPE, QUESTIONS, RIGHT_ANSWERS, SCORE, Answer, QuestionSet, score, set_of
 from hubdistill.evaluation.statistics import Measurement, around_geometric_mean, paired_difference, summarise
 from hubdistill.specs import EvaluationSpec
 
@@ -33,6 +33,7 @@ UNITS = {
     "vqa_accuracy": ("share", "higher"),
     "exact_match": ("share", "higher"),
     WIN_RATE: ("share", "higher"),
+    SCORE: ("share", "higher"),
     "acceptance": ("share", "higher"),
     "speed_up": ("times plain decoding", "higher"),
     "accepted_length": ("tokens a verification", "higher"),
@@ -69,6 +70,8 @@ class HeldOut:
     answer: Answer | None = None  # where there are questions, or contests
     contests: Sequence[Contest] = ()  # whose answers a judge compares
     judge: Callable[[Contest], Judge] | None = None  # where there are contests
+    benchmark: Callable[[PreTrainedModel, str], Mapping[str, dict[str, float]]] | None = None  # (model, name) -> what was measured on -> question -> score
+    asked_how: Callable[[str], str] = lambda on: ""  # how a benchmark was asked
     truth: Sequence[Response] = ()  # the data set's own responses to the held-out prompts
     longest: int = 0  # tokens of a response, at most
     stop_ids: tuple[int, ...] = ()  # that end a response
@@ -94,7 +97,7 @@ def measure(heldout: HeldOut, specs: Sequence[EvaluationSpec], also: Also | None
         _score_truth(heldout, "teacher", heldout.scorer.teacher)
     if heldout.preferences:
         _score_preferences(heldout, "teacher", heldout.scorer.teacher)
-    if heldout.questions or heldout.contests:
+    if heldout.questions or heldout.contests or heldout.benchmark:
         _ask(heldout, "teacher", heldout.scorer.teacher)
     if also:
         also("teacher", heldout.scorer.teacher)
@@ -155,6 +158,8 @@ def _ask(heldout: HeldOut, name: str, model: PreTrainedModel) -> None:
         # The whole set with images and without them, then its types: the control stands beside what it controls.
         for on, values in sorted((pair for one in found for pair in one.items()), key=lambda pair: OF_TYPE in pair[0]):
             heldout.keep(name, questions.metric, on, values)
+    for on, scores in heldout.benchmark(model, name).items() if heldout.benchmark else ():
+        heldout.keep(name, SCORE, on, scores)
     for contest in heldout.contests:
         assert heldout.answer is not None, "who brings contests brings what answers their questions"
         contest.answers[name] = dict(heldout.answer(model, name, contest.questions))
@@ -179,6 +184,8 @@ def _rows(heldout: HeldOut, metric: str, on: str, by_subject: dict[str, dict[str
     if metric in RIGHT_ANSWERS:
         asked = next(one for one in heldout.questions if one.name == set_of(on))
         described |= {"decoding": asked.decoding, "split": asked.split}
+    if metric == SCORE:
+        described |= {"decoding": heldout.asked_how(on), "split": QUESTIONS}
     if metric in DRAFTED:
         described["decoding"] = f"greedy, at most {heldout.longest} tokens"
     if on in (ON_TRUTH, ON_PREFERENCES):

@@ -18,6 +18,7 @@ RIGHT_ANSWERS = ("vqa_accuracy", "exact_match")  # the metrics of answers to que
 HELD_OUT = "held-out prompts"  # the name of the set that is no set of its own
 QUESTIONS = "questions"  # the split of what was measured on a set of questions, which is not the prompts' data set
 BLIND = f", {NO_IMAGE}"  # ends the name of a set that is asked blind
+SCORE = "score"  # the metric of benchmarks
 OF_TYPE = " / "  # comes before a type of question
 AGAINST = ", against "  # comes before what answers were held against by a judge
 

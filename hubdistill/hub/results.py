@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hubdistill.evaluation.judge import WIN_RATE
-from hubdistill.evaluation.questions import OF_TYPE, QUESTIONS, RIGHT_ANSWERS, set_of
+from hubdistill.evaluation.questions import OF_TYPE, QUESTIONS, RIGHT_ANSWERS, SCORE, set_of
 from hubdistill.evaluation.statistics import ENOUGH, Difference, Measurement
 from hubdistill.hub.markdown import Markdown, text
 from hubdistill.pairs.prompt_report import counted
@@ -26,6 +26,7 @@ METRICS = {
     "rouge_l": "ROUGE-L against the teacher's response",
     "vqa_accuracy": "VQA accuracy",
     "exact_match": "exact match",
+    "score": "score",
     "perplexity": "perplexity",
     WIN_RATE: "win rate",
     "acceptance": "expected acceptance of a drafted token",
@@ -148,6 +149,8 @@ def _how(m: Measurement) -> tuple[str, ...]:
     decoding = f", decoding {m.decoding}" if m.decoding else ""
     if m.metric in RIGHT_ANSWERS:
         return (f"{set_of(m.on)}: questions with and without their images{decoding}, seed {m.seed}",)
+    if m.metric == SCORE:
+        return (f"{set_of(m.on)}: {m.n} questions{decoding}",)
     if m.judged:
         return _judging(m, decoding)
     return (f"{m.on}: {m.split} prompts{decoding}, seed {m.seed}",)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from hubdistill.evaluation.gate import verdict_of
-from hubdistill.evaluation.questions import names_of
+from hubdistill.evaluation.questions import SCORE, names_of, set_of
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.hub import card as cards
 from hubdistill.hub.methods import method_of
 from hubdistill.hub.snippets import DRAFT_TOKENS, Drafts
 from hubdistill.pairs.prompt_report import counted
+from hubdistill.tasks.catalog import TASKS, title_of
 
 DIVERGENCES = {"skl": "skew KL", "srkl": "skew reverse KL", "jsd": "generalised JSD", "kl": "KL", "rkl": "reverse KL", "tv": "total variation", "nll": "cross-entropy"}
 FIXED = {"teacher": "teacher", "data": "data set", "interleaved": "interleaved"}  # whose responses stand beside the student's
@@ -44,7 +45,7 @@ def card_facts(record: Mapping[str, Any], measurements: tuple[Measurement, ...],
                              pushed_beside=pushed and place.repo is not None, made_of=record["student"]["reference"] if pushed else ""),
         teacher=cards.Teacher(name=record["teacher"]["reference"], commit=record["teacher"]["commit"], license=license_of(record["teacher"]["license"])),
         data=_data(record["prompts"]),
-        questions=dict(zip(names_of([one["reference"] for one in record["questions"]]), _questions(record), strict=True)),
+        questions=dict(zip(names_of([one["reference"] for one in record["questions"]]), _questions(record), strict=True)) | _benchmarks(record, measurements),
         rank=adapter["r"],
         lora_alpha=adapter["lora_alpha"],
         target_modules=_modules(adapter["target_modules"], record["recipe"]["lora"]),
@@ -100,6 +101,19 @@ def _questions(record: Mapping[str, Any]) -> list[cards.Data]:
     specs = [one for one in record["recipe"]["evaluate"] if one["questions"]]
     counts = record["stages"]["prompts"]["questions"]
     return [replace(_data(found), asked=_asked(spec, count)) for found, spec, count in zip(record["questions"], specs, counts, strict=True)]
+
+
+def _benchmarks(record: Mapping[str, Any], measurements: Sequence[Measurement]) -> dict[str, cards.Data]:
+    """The benchmarks, each with where its questions are from, how many were asked, and by what."""
+    asked, found = {set_of(one.on): one for one in measurements if one.metric == SCORE}, dict[str, cards.Data]()
+    for spec in record["recipe"]["evaluate"]:
+        if spec["kind"] != "benchmark" or (title := title_of(spec["task"], spec["dataset"])) not in asked:
+            continue
+        one, own = asked[title], TASKS[spec["task"]].hub if spec["dataset"] is None else None
+        data = cards.Data(name=own.dataset, hub_id=own.dataset, commit=own.revision) if own else cards.Data(name=Path(spec["dataset"]).name)
+        by = "lm-eval" if TASKS[spec["task"]].harness else "EvalPlus's prompt and sanitiser"
+        found[title] = replace(data, asked=f"{counted(one.n, 'question')} by {by}, {one.decoding}")
+    return found
 
 
 def _asked(spec: Mapping[str, Any], count: Mapping[str, Any]) -> str:

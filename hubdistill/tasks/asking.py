@@ -71,7 +71,7 @@ def _programs(benchmark: Benchmark, asked: Asked, candidate: Candidate, texts: M
 def _answers(benchmark: Benchmark, asked: Asked, candidate: Candidate, model: PreTrainedModel, folder: Path, identity: str) -> Mapping[str, str]:
     """Greedy answers, by question; an interrupted set goes on where it stopped."""
     tokenizer = candidate.tokenizer
-    vocab = model.config.get_text_config().vocab_size
+    vocab = candidate.vocab or model.config.get_text_config().vocab_size
     settings = SamplingSpec(temperature=0.0, top_p=1.0, max_tokens=benchmark.max_tokens, batch_size=candidate.batch_size)
     # A chat template has written the tokens that begin a text.
     texts = {name: code.prompt_text(benchmark.task.name, row, tokenizer) for name, row in asked.questions}

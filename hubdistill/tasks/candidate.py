@@ -29,6 +29,7 @@ class Candidate:
     tokenizer: Any
     stop_ids: tuple[int, ...]
     identity: tuple[str, ...]
+    vocab: int | None = None  # ids that may be said; all that the model has without it
     batch_size: int = 8
     start: Callable[[str, int, str], None] = lambda label, total, unit: None
     progress: Progress = quiet

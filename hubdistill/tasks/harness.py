@@ -162,18 +162,20 @@ class _Memory:
 
 @contextmanager
 def _calm() -> Iterator[None]:
-    """lm-eval tells of what it does on stdout, in its log and by bars; progress is told by us."""
+    """lm-eval tells of what it does on stdout, in its log and by bars; progress is told by us. What it gathers of the machine and of git, by
+    programs that talk on stderr, nobody reads here."""
     import datasets
+    from lm_eval import evaluator
     from lm_eval.api import task
 
-    log, bar = logging.getLogger("lm_eval"), task.tqdm
-    before = log.level
+    log = logging.getLogger("lm_eval")
+    before = (log.level, task.tqdm, evaluator.get_git_commit_hash, evaluator.add_env_info)
     log.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    task.tqdm = lambda found, *_, **__: found
+    task.tqdm, evaluator.get_git_commit_hash, evaluator.add_env_info = (lambda found, *_, **__: found), (lambda: None), (lambda found: None)
     try:
         with redirect_stdout(StringIO()):
             yield
     finally:
-        task.tqdm = bar
-        log.setLevel(before)
+        task.tqdm, evaluator.get_git_commit_hash, evaluator.add_env_info = before[1:]
+        log.setLevel(before[0])
