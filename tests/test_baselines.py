@@ -92,8 +92,7 @@ INTERLEAVED = {
 }
 
 
-@pytest.mark.parametrize("placement", ["resident", "cached"])
-@pytest.mark.parametrize("name", INTERLEAVED)
+@pytest.mark.parametrize(("name", "placement"), zip(INTERLEAVED, ("cached", "resident", "resident", "cached"), strict=True))
 def test_interleaved_responses_are_written_anew_each_round_and_trained_on(name, placement, tmp_path, notes, seen):
     overrides, sampled = INTERLEAVED[name]
     results = run_of(tmp_path, notes, *overrides, f"teacher.placement={placement}").results()
@@ -220,10 +219,10 @@ def test_each_round_takes_the_next_prompts(tmp_path, notes, seen):
 @pytest.mark.parametrize(
     ("overrides", "sampled"),
     [
-        (["loss.preset=off_policy"], ALL_OF | {"round_1-student": 8}),  # what serves other rounds is of all prompts
-        (["loss.preset=skd"], {f"round_{n}-interleaved": 3 for n in (1, 2, 3, 4)}),
-        (["loss.preset=kd"], {}),
-        (["sampling.resample_teacher=true"], OWN_OF | {f"round_{n}-teacher": 3 for n in (1, 2, 3, 4)}),
+        pytest.param(["loss.preset=off_policy"], ALL_OF | {"round_1-student": 8}, marks=pytest.mark.slow),  # what serves other rounds is of all prompts
+        pytest.param(["loss.preset=skd"], {f"round_{n}-interleaved": 3 for n in (1, 2, 3, 4)}, marks=pytest.mark.slow),
+        pytest.param(["loss.preset=kd"], {}, marks=pytest.mark.slow),
+        pytest.param(["sampling.resample_teacher=true"], OWN_OF | {f"round_{n}-teacher": 3 for n in (1, 2, 3, 4)}, marks=pytest.mark.slow),
         (["sampling.resample_teacher=true", "warmup.responses=teacher"], OWN_OF | ALL_OF | {f"round_{n}-teacher": 3 for n in (2, 3, 4)}),
     ],
 )  # fmt: skip
