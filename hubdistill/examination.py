@@ -195,6 +195,8 @@ class Examination:
     def _write_verdicts(self, contests: Sequence[Contest]) -> None:
         """What judges said, for reading: subject -> a row for each prompt."""
         for contest in contests:
+            for line in contest.without():
+                self.shop.reporter.note(line)
             write_json(self._folder_of(contest.questions) / "verdicts.json", {"judge": contest.spec.model, "against": contest.spec.against, "subjects": contest.verdicts})
 
     def _folder_of(self, questions: QuestionSet) -> Path:

@@ -94,6 +94,14 @@ class Contest:
                 self.outcomes[subject, on] = outcome({one: said[one] for one in ids}, self.spec)
             self.verdicts[subject] = [_readable(one, both) for one, both in said.items()]
 
+    def without(self) -> list[str]:
+        """Who has no win rate, in words: no prompt of theirs has two verdicts that could be read."""
+        return [
+            f"{subject} has no win rate on {on}: {self.spec.model} gave no prompt two verdicts that can be read ({found.tally.verdicts} of {found.tally.verdicts + found.tally.unparsed} can)"
+            for (subject, on), found in self.outcomes.items()
+            if on == self.on and not found.values
+        ]  # fmt: skip
+
     def _groups(self) -> dict[str, list[str]]:
         """What is measured on -> prompt ids: all, and each type of question."""
         types = sorted({prompt.group for prompt in self.questions.prompts if prompt.group is not None})

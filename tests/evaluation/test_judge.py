@@ -62,6 +62,12 @@ def test_what_cannot_be_read_is_never_a_win_and_equal_answers_are_a_tie():
     assert (nothing.values, nothing.tally.consistent) == ({}, None)
 
 
+def test_who_has_no_win_rate_is_told():
+    contest = Contest(QuestionSet("set", (prompt("x"),), 5), SPEC, 0)
+    contest.outcomes = {("student", contest.on): outcome({"x": said(["A", ""]), "y": said(["", ""])}, SPEC), ("distilled", contest.on): outcome({"x": said("AB")}, SPEC)}
+    assert contest.without() == ["student has no win rate on set, against reference answers: org/judge gave no prompt two verdicts that can be read (1 of 4 can)"]
+
+
 def test_both_orders_are_asked_and_the_one_held_against_is_not_judged():
     contest = Contest(QuestionSet("set", (prompt("x"), prompt("y")), 5), SPEC.model_copy(update={"against": "student"}), 3)
     contest.answers = {"teacher": {"x": "good", "y": "same "}, "student": {"x": "bad", "y": "same"}, "distilled": {"x": "better", "y": "worse"}}
