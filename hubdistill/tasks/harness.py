@@ -165,17 +165,19 @@ def _calm() -> Iterator[None]:
     """lm-eval tells of what it does on stdout, in its log and by bars; progress is told by us. What it gathers of the machine and of git, by
     programs that talk on stderr, nobody reads here."""
     import datasets
+    import nltk
     from lm_eval import evaluator
     from lm_eval.api import task
 
     log = logging.getLogger("lm_eval")
-    before = (log.level, task.tqdm, evaluator.get_git_commit_hash, evaluator.add_env_info)
+    before = (log.level, task.tqdm, evaluator.get_git_commit_hash, evaluator.add_env_info, nltk.download)
     log.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     task.tqdm, evaluator.get_git_commit_hash, evaluator.add_env_info = (lambda found, *_, **__: found), (lambda: None), (lambda found: None)
+    nltk.download = lambda *_, **__: False  # IFEval would fetch data as it is imported; `_countable` has said what is missing
     try:
         with redirect_stdout(StringIO()):
             yield
     finally:
-        task.tqdm, evaluator.get_git_commit_hash, evaluator.add_env_info = before[1:]
+        task.tqdm, evaluator.get_git_commit_hash, evaluator.add_env_info, nltk.download = before[1:]
         log.setLevel(before[0])
