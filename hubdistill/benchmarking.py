@@ -109,11 +109,11 @@ def table(result: Result) -> str:
     """The result as text: score, number of questions, interval; below, what separates the first from each other."""
     asked = next(iter(result.measurements)).n
     lines = [f"{result.benchmark.title}, {asked} questions, {result.benchmark.decoding}", ""]
-    width = max(len(one.subject) for one in result.measurements)
+    width = max(len(name) for one in result.measurements for name in (one.subject, one.on.rpartition(OF_TYPE)[2]))
     for score in dict.fromkeys(one.on for one in result.measurements):
         rows = [one for one in result.measurements if one.on == score]
-        lines += [f"{score.rpartition(OF_TYPE)[2]:<{width}}   score   95 % interval      n"]
-        lines += [f"{one.subject:<{width}}  {one.value:6.3f}   {one.low:.3f} to {one.high:.3f}  {one.n:4d}" for one in rows]
+        lines += [f"{score.rpartition(OF_TYPE)[2]:<{width}}   score  95 % interval       n"]
+        lines += [f"{one.subject:<{width}}  {one.value:6.3f}  {one.low:.3f} to {one.high:.3f}  {one.n:4d}" for one in rows]
         for difference in rows[0].differences:
             told = "no clear difference" if not difference.significant else "better" if difference.value > 0 else "worse"
             lines.append(f"  {rows[0].subject} minus {difference.against}: {difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f}): {told if rows[0].n >= ENOUGH else 'too few questions to tell'}")
