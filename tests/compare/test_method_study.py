@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -23,3 +24,6 @@ def test_the_study_reports_after_each_seed(tmp_path: Path):
         assert f"2 methods, seeds {', '.join(map(str, range(seeds)))}" in done.stdout
     assert "| distillm2 | student responses |" in (tmp_path / "study" / "alphas.md").read_text()
     assert "the data set's" in done.stdout
+    drawn = [ElementTree.parse(file).getroot() for file in (tmp_path / "study").glob("*.svg")]
+    assert len(drawn) == 8  # six metrics, the curves of both sides
+    assert all(root.find("{*}rect").get("fill") == "#fff" for root in drawn)
