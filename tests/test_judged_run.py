@@ -125,7 +125,7 @@ def test_everyone_is_judged_and_the_numbers_are_those_of_the_verdicts(planned, s
 
 def check(row, expected):
     values = [value for _, value in sorted(expected.items()) if value is not None]
-    if not values:
+    if 2 * len(values) < len(expected):
         assert row is None
         return
     assert (row.value, row.low, row.high) == mean_and_interval(values, 0)
@@ -185,7 +185,7 @@ def test_a_plan_says_what_there_is_to_judge_and_asks_the_judge(planned, server):
     ("evaluate[1].judge.max_cost=3", r"max_cost needs input_price and output_price"),
     ("evaluate[0].judge.output_price=null", r"input_price and output_price go together"),
     ("evaluate[0].judge=null", r"kind: judge needs `judge`"),
-    ("evaluate[0].kind=overlap", r"questions and max_tokens belong to kind: vqa or judge; remove them from kind: overlap"),
+    ("evaluate[0].kind=overlap", r"max_tokens belong to kind: vqa or judge.*; remove them from kind: overlap"),
     ("evaluate[0].judge.url=http://user:word@host/v1", r"holds a user name, a password or a query \(not shown\)"),
     ("evaluate[0].max_tokens=300", r"evaluate\[0\]: prompts\.max_tokens \+ max_tokens = 364, and \./teacher reads 256 positions"),
 ])  # fmt: skip

@@ -95,9 +95,9 @@ class Contest:
             self.verdicts[subject] = [_readable(one, both) for one, both in said.items()]
 
     def without(self) -> list[str]:
-        """Who has no win rate, in words: no prompt of theirs has two verdicts that could be read."""
+        """Who has no win rate, in words: see `outcome`."""
         return [
-            f"{subject} has no win rate on {on}: {self.spec.model} gave no prompt two verdicts that can be read ({found.tally.verdicts} of {found.tally.verdicts + found.tally.unparsed} can)"
+            f"{subject} has no win rate on {on}: {self.spec.model} gave fewer than half of the prompts two verdicts that can be read (of the verdicts {found.tally.verdicts} of {found.tally.verdicts + found.tally.unparsed} can)"
             for (subject, on), found in self.outcomes.items()
             if on == self.on and not found.values
         ]  # fmt: skip
@@ -141,7 +141,8 @@ def outcome(said: Mapping[str, tuple[Verdict, ...]], spec: JudgeSpec) -> Outcome
         requests=sum(one.requests for one in every), tokens_in=read, tokens_out=written,
         cost=None if prices[0] is None or prices[1] is None else (read * prices[0] + written * prices[1]) / 1e6,
     )  # fmt: skip
-    return Outcome(values, tally)
+    # What a judge can read is no fair sample: of few prompts the mean would say more than was judged.
+    return Outcome(values if 2 * len(values) >= len(said) else {}, tally)
 
 
 def _points(both: Sequence[Verdict]) -> tuple[float | None, ...]:

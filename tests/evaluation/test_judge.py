@@ -58,6 +58,7 @@ def test_what_cannot_be_read_is_never_a_win_and_equal_answers_are_a_tie():
     tally = found.tally
     assert (tally.wins, tally.ties, tally.losses, tally.unparsed, tally.equal, tally.consistent, tally.cost) == (3, 0, 0, 3, 1, 1.0, None)
     assert tally.requests == 3 + 3 * 2, "each of those three was asked for twice"
+    assert outcome({"read": said("AB"), "half": said(["A", ""]), "none": said(["", ""])}, SPEC).values == {}, "one of three is too few to speak for all"
     nothing = outcome({"none": said(["", ""])}, SPEC)
     assert (nothing.values, nothing.tally.consistent) == ({}, None)
 
@@ -65,7 +66,7 @@ def test_what_cannot_be_read_is_never_a_win_and_equal_answers_are_a_tie():
 def test_who_has_no_win_rate_is_told():
     contest = Contest(QuestionSet("set", (prompt("x"),), 5), SPEC, 0)
     contest.outcomes = {("student", contest.on): outcome({"x": said(["A", ""]), "y": said(["", ""])}, SPEC), ("distilled", contest.on): outcome({"x": said("AB")}, SPEC)}
-    assert contest.without() == ["student has no win rate on set, against reference answers: org/judge gave no prompt two verdicts that can be read (1 of 4 can)"]
+    assert contest.without() == ["student has no win rate on set, against reference answers: org/judge gave fewer than half of the prompts two verdicts that can be read (of the verdicts 1 of 4 can)"]
 
 
 def test_both_orders_are_asked_and_the_one_held_against_is_not_judged():
