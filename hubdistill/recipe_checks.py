@@ -19,7 +19,7 @@ from hubdistill.yaml_lines import KeyPath, show
 if TYPE_CHECKING:
     from hubdistill.losses.contrastive import LossPreset
     from hubdistill.recipe import Recipe
-    from hubdistill.specs import SourceSpec
+    from hubdistill.specs import EvaluationSpec, SourceSpec
 
 Problem = tuple[KeyPath, str]
 
@@ -258,6 +258,8 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
             yield ("loss", key), f"has no effect: with beta '{beta}' these responses are not trained on; remove it"
     yield from _interleaved(recipe, preset)
     yield from _policy_gradient(preset)
+    if preset.sides[1] and preset.student_responses == "replay" and recipe.train.prompts_per_round is not None:
+        yield ("train", "prompts_per_round"), f"leaves the preset '{preset.name}' nothing to replay: each round asks other prompts, so none has a response of an earlier one; remove it, or write loss.student_responses: round"
     preference = preset.preference != "off"
     for key in ("alpha", "mix_grad", "beta", "beta_end", "reduction", "anchor") if preference else ("strength",):
         if getattr(loss, key) is not None:
@@ -340,8 +342,8 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
             yield ("evaluate", index), f"'benchmark' asks text, and the target '{recipe.target.kind}' is about images; remove it"
         if one.task in PROGRAMS and not one.allow_code_execution:
             yield ("evaluate", index, "allow_code_execution"), f"is false, and '{one.task}' {RUNS_PROGRAMS}; nothing is run unless you write allow_code_execution: true"
-        if one.kind == "benchmark" and any(before.kind == "benchmark" and (before.task, before.dataset) == (one.task, one.dataset) for before in recipe.evaluate[:index]):
-            yield ("evaluate", index), f"'{one.task}' is asked twice; keep one"
+        if one.kind == "benchmark" and any(before.kind == "benchmark" and _called(before) == _called(one) for before in recipe.evaluate[:index]):
+            yield ("evaluate", index), f"'{one.task}' is asked twice under one name; keep one, or give its file another name"
         if one.judge and one.judge.against == "reference" and one.questions and not one.questions.response_column:
             yield ("evaluate", index, "questions", "response_column"), "is null, and the judge holds answers against the data's own; name their column, or write judge.against: teacher or student"
         if one.kind == "vqa" and one.questions and not one.questions.response_column:
@@ -354,6 +356,11 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
             yield ("evaluate", index), "'vqa' needs known answers; add `questions`, or name the column of the prompts' answers in prompts.response_column"
     if not recipe.prompts.heldout and any(one.questions is None and one.kind != "benchmark" for one in recipe.evaluate):
         yield ("prompts", "heldout"), "is 0 and evaluate needs held-out prompts (only `benchmark`, and `vqa` and `judge` with `questions`, do without); write 200, or evaluate: []"
+
+
+def _called(one: EvaluationSpec) -> tuple[str | None, str | None]:
+    """What results call a benchmark by: its task, and the last part of its data's name."""
+    return one.task, None if one.dataset is None else Path(one.dataset).name
 
 
 def _gate(recipe: Recipe) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from hubdistill import __version__
 from hubdistill.errors import InputError, RecipeError
+from hubdistill.evaluation.questions import not_trained_on, question_sets
 from hubdistill.evaluation.statistics import Measurement
 from hubdistill.examination import KNOWN, PREFERRED, Examination
 from hubdistill.files import digest_of, write_atomically, write_json
@@ -19,6 +20,7 @@ from hubdistill.lessons import Lessons
 from hubdistill.losses.contrastive import INTERLEAVED
 from hubdistill.models.hardware import hardware
 from hubdistill.models.sources import read_json
+from hubdistill.pairs.prompt_report import counted
 from hubdistill.pairs.prompts import Prompt, read_prompts
 from hubdistill.pairs.store import ResponseSet, read_responses
 from hubdistill.plan import Plan
@@ -205,8 +207,18 @@ class Run:
             return
         inputs = [self.directory.digests["prompts"], self.directory.digests[f"round_{last}-train"], self._model("student"), self.plan.vocab, recipe.sampling.max_tokens,
                   recipe.preference.model_dump(), self._optimisation("rounds", "tokens", "learning_rate"), __version__]  # fmt: skip
-        teaching = Teaching(self.shop, self.processes, self._read(PREFERRED))
+        teaching = Teaching(self.shop, self.processes, self._preferred())
         self.directory.stage("preference", inputs, [f"preference/{file}" for file in ("adapter", "metrics.jsonl")], lambda: teaching.prefer(self._adapter(last), self.path / "preference"))
+
+    def _preferred(self) -> list[Prompt]:
+        """The pairs to tune on, without those whose prompt something is measured on."""
+        found = self._read(PREFERRED)
+        kept = not_trained_on(found, self._read("heldout"), "")
+        for file, spec in question_sets(self.plan.recipe.evaluate):
+            kept = not_trained_on(kept, self._read(file), spec.instruction)
+        if len(kept) < len(found):
+            self.reporter.note(f"preference: {counted(len(found) - len(kept), 'pair')} left out, whose prompts are held out or asked as questions")
+        return kept
 
     @property
     def _teaching(self) -> Teaching:
@@ -235,7 +247,8 @@ class Run:
             return {"measurements": len(rows)}
 
         stages = ["warmup", f"round_{plan.recipe.train.rounds}-train", *(["preference"] if plan.recipe.preference else [])]
-        inputs = [plan.digest, *(self.directory.digests[stage] for stage in stages), __version__]
+        asked = [Examination(self.shop, {}).tasks.digest] if self.processes.first and any(one.kind == "benchmark" for one in plan.recipe.evaluate) else []
+        inputs = [plan.digest, self.directory.digests["prompts"], *asked, *(self.directory.digests[stage] for stage in stages), __version__]
         self.directory.stage("evaluate", inputs, ["measurements.json"], work)
 
     def measure_before(self) -> None:

@@ -285,7 +285,7 @@ class TrainSpec(Spec):
 class EvaluationSpec(Spec):
     """One evaluation, on the held-out prompts or on a set of questions."""
 
-    kind: Literal["divergence", "overlap", "vqa", "acceptance", "judge", "benchmark"] = Field(description="divergence: kl, skl, srkl, NLL, top-1 agreement. overlap: ROUGE-L against the teacher's response. vqa: right answers, with the image and, as a control, without. acceptance: how often the teacher would accept a token that the student drafts; with target drafter also speculative decoding itself, timed. judge: how often another model prefers the answer. benchmark: docs/evaluation.md.")
+    kind: Literal["divergence", "overlap", "vqa", "acceptance", "judge", "benchmark"] = Field(description="divergence: kl, skl, srkl, NLL, top-1 agreement. overlap: ROUGE-L against the teacher's response. vqa: right answers, with the image and, as a control, without. acceptance: how often the teacher would accept a drafted token; with target drafter also decoding with drafts, timed. judge: how often another model prefers the answer. benchmark: docs/evaluation.md.")
     questions: QuestionsSpec | None = Field(None, description="vqa, judge: the set that is asked (its keys are below); without it, the held-out prompts, those that have a ground-truth response where it is needed.")
     max_tokens: int = Field(16, ge=1, description="vqa, judge, benchmark: longest answer, in tokens; without it 512 for judge (the paper's), and of a benchmark its own (512 to 1,280).")
     temperature: float = Field(0.0, ge=0, le=5, description="judge: sampling temperature of the answers, 0 is greedy; without it 0.8 (the paper's). vqa is answered greedily.")

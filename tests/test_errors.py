@@ -11,6 +11,7 @@ import hubdistill
 from hubdistill import cli, errors
 from hubdistill.errors import (
     DoesNotFit,
+    GateError,
     HubdistillError,
     HubError,
     InputError,
@@ -25,7 +26,8 @@ from hubdistill.errors import (
 )
 
 STANDARD = {RecipeError: ValueError, InputError: ValueError, MissingError: FileNotFoundError, HubError: ConnectionError, RunDirectoryError: OSError,
-            TrainingError: RuntimeError, SamplingError: RuntimeError, SandboxError: RuntimeError, JobError: RuntimeError, MissingPackageError: ImportError, DoesNotFit: MemoryError}  # fmt: skip
+            TrainingError: RuntimeError, SamplingError: RuntimeError, SandboxError: RuntimeError, JobError: RuntimeError, MissingPackageError: ImportError, DoesNotFit: MemoryError,
+            GateError: RuntimeError}  # fmt: skip
 
 
 def make(kind: type[HubdistillError], text: str) -> HubdistillError:
@@ -65,7 +67,7 @@ def test_a_recipe_error_keeps_its_problems_apart():
     assert str(found).splitlines() == list(found.problems)
 
 
-@pytest.mark.parametrize(("kind", "code"), [(kind, {TrainingError: 1, SamplingError: 1, JobError: 1, DoesNotFit: 3}.get(kind, 2)) for kind in STANDARD])
+@pytest.mark.parametrize(("kind", "code"), [(kind, {TrainingError: 1, SamplingError: 1, JobError: 1, GateError: 1, DoesNotFit: 3}.get(kind, 2)) for kind in STANDARD])
 def test_the_command_prints_the_message_to_stderr_and_exits_with_the_code(monkeypatch, capsys, kind, code):
     def fails():
         raise make(kind, "what happened; the fix")

@@ -10,8 +10,11 @@ import torch
 from peft import PeftModel
 
 from hubdistill.errors import RecipeError
+from hubdistill.pairs.prompts import read_prompts
 from hubdistill.plan import make_plan
 from hubdistill.recipe import load_recipe
+from hubdistill.run import Run
+from hubdistill.rundir import RunDirectory
 from tests import tiny
 from tests.command import here
 
@@ -128,3 +131,19 @@ def test_several_processes_are_refused(tmp_path):
     write_preferences(tmp_path)
     with pytest.raises(RecipeError, match="preference: is tuned in one process, and 2 are planned"):
         make_plan(load_recipe(tmp_path / "tiny.yaml", ["train.distributed={processes: 2}", "train.pairs_per_step=4"]))
+
+
+def test_a_prompt_that_is_measured_on_is_not_tuned_on(tmp_path, notes):
+    recipe = tiny.write_recipe(tmp_path, preference={"dataset": "preferences.jsonl", "heldout": 0})
+    prompts = [json.loads(line)["prompt"] for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    (tmp_path / "preferences.jsonl").write_text("".join(json.dumps({"prompt": one, "chosen": "the cat", "rejected": "a dog"}) + "\n" for one in prompts))
+    plan = make_plan(load_recipe(recipe))
+    with RunDirectory(tmp_path / "run", notes.stage).locked() as directory:
+        run = Run(plan, directory, notes)
+        run.distil(until="prompts")
+        held = {row.id for row in read_prompts(tmp_path / "run" / "prompts" / "heldout.parquet")}
+        tuned = {row.id for row in run._preferred()}
+    assert len(held) == 4
+    assert len(tuned) == 8
+    assert not held & tuned
+    assert "preference: 4 pairs left out, whose prompts are held out or asked as questions" in notes.notes

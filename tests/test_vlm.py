@@ -50,7 +50,7 @@ def test_the_smoke_recipe_leaves_a_whole_run(finished: Path):
     assert "| questions asked | shipped:smoke\\_vlm.jsonl (apache-2.0) |" in card
     assert "| asked of smoke\\_vlm | 6 questions (left out: 20 that are training prompts), answers of at most 8 tokens |" in card
     assert card.count("smoke\\_vlm: questions with and without their images, decoding greedy, at most 8 tokens, seed 0\n") == 1
-    assert card.count("too few prompts to tell") == 1
+    assert card.count("not listed, for too few prompts to tell") == 1
     assert {row["n"] for row in rows if row["on"] == "smoke_vlm"} == {6}  # of 26; the others are training prompts
 
 
@@ -186,7 +186,7 @@ def test_questions_alone_need_no_held_out_prompts(tmp_path: Path, monkeypatch, c
     changes = ("prompts.heldout=0", "prompts.count=8", "train.rounds=1", "warmup.kind=none", "sampling.max_tokens=4")
     code, _, said = called(monkeypatch, capsys, "run", "smoke/vlm", *changes, f"evaluate=[{asked}, {{kind: vqa}}]")
     assert code == 2
-    assert "prompts.heldout: is 0 and evaluate needs held-out prompts (only `vqa` and `judge` with `questions` do without)" in said
+    assert "prompts.heldout: is 0 and evaluate needs held-out prompts (only `benchmark`, and `vqa` and `judge` with `questions`, do without)" in said
     code, out, said = called(monkeypatch, capsys, "run", "smoke/vlm", *changes, f"evaluate=[{asked}]")
     assert code == 0, said
     assert re.search(r"\. Results \(mean and 95 % interval\):\n  exact_match on smoke_vlm, share, higher is better: student .*\(n = 18\)\n", out)

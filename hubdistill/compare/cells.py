@@ -22,6 +22,7 @@ from hubdistill.compare.steady import CELLS, pinned, require_ours, require_same
 from hubdistill.errors import InputError, RecipeError
 from hubdistill.files import write_atomically, write_json
 from hubdistill.hub.asked import Asked
+from hubdistill.models.sources import read_json
 from hubdistill.plan import Plan, make_plan
 from hubdistill.rundir import MARKER, RunDirectory
 
@@ -104,10 +105,18 @@ class Comparison:
         methods = [{"name": one.name, "overrides": list(one.overrides), "folder": one.folder} for one in self.settled]
         return {"recipe": self.plan.loaded.name, "teacher": self.plan.teacher.reference, "student": self.plan.student.reference, "seeds": self.seed_numbers, "methods": methods}
 
+    def _begin(self) -> None:
+        """Keep what is compared; where that is no longer what it was, the cells count as not done until they have been gone through again."""
+        file, record = self.folder / CELLS, self.record() | {"of": self.plan.digest}
+        if file.is_file() and read_json(file).get("of") != record["of"]:
+            for old in self.folder.glob("seed_*/*/run.json"):
+                old.unlink()  # `finish` writes it anew; stages whose inputs are the same are kept
+        write_json(file, record)
+
     def run(self, reporter: Reporter) -> None:
         """Do every cell that is not done, seed by seed. Run again after an interruption, it goes on."""
         self.check()
-        write_json(self.folder / CELLS, self.record())
+        self._begin()
         for seed in self.seed_numbers:
             set_imports_aside()
             tokens = self._share(seed, reporter)

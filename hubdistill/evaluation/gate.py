@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hubdistill.evaluation.judge import OTHERS, WIN_RATE
 from hubdistill.evaluation.questions import BLIND, OF_TYPE, SCORE
 from hubdistill.evaluation.statistics import ENOUGH, Difference, Measurement
 from hubdistill.specs import GateSpec
@@ -27,7 +28,7 @@ class Judged:
 
     @property
     def worse(self) -> bool:
-        return self.difference.low > 0 if self.row.better == "lower" else self.difference.high < 0
+        return not (self.difference.low <= 0 if self.row.better == "lower" else self.difference.high >= 0)  # what is no number is worse, too
 
     @property
     def name(self) -> str:
@@ -101,7 +102,10 @@ def judge(measurements: Sequence[Measurement], gate: GateSpec) -> Verdict:
 def beginning(row: Measurement) -> Difference | None:
     """How a measurement differs from what training began with."""
     by_name = {one.against: one for one in row.differences}
-    return next((by_name[name] for name in BEGINNINGS if name in by_name), None)
+    found = next((by_name[name] for name in BEGINNINGS if name in by_name), None)
+    if found is None and row.metric == WIN_RATE and row.on.endswith(OTHERS["student"]):  # the value itself is against the student
+        return Difference(against="student", value=row.value - 0.5, low=row.low - 0.5, high=row.high - 0.5)
+    return found
 
 
 def verdict_of(record: Mapping[str, Any], measurements: Sequence[Measurement]) -> Verdict:

@@ -14,7 +14,7 @@ from hubdistill.evaluation.judge_client import Judge
 from hubdistill.evaluation.overlap import rouge_l
 from hubdistill.evaluation.preference import ON_PREFERENCES, Preferences
 from hubdistill.evaluation.questions import OF_TYPE, QUESTIONS, RIGHT_ANSWERS, SCORE, Answer, QuestionSet, score, set_of
-from hubdistill.evaluation.statistics import Measurement, around_geometric_mean, paired_difference, summarise
+from hubdistill.evaluation.statistics import ENOUGH, Measurement, around_geometric_mean, paired_difference, summarise
 from hubdistill.specs import EvaluationSpec
 
 if TYPE_CHECKING:
@@ -195,9 +195,15 @@ def _rows(heldout: HeldOut, metric: str, on: str, by_subject: dict[str, dict[str
     rows: list[Measurement] = []
     earlier: list[str] = []
     for name, values in by_subject.items():
-        differences = tuple(paired_difference(values, by_subject[other], other, heldout.seed) for other in earlier if values.keys() & by_subject[other].keys())
+        differences = tuple(paired_difference(values, by_subject[other], other, heldout.seed) for other in earlier if _enough_in_common(values, by_subject[other]))
         tally = asdict(contest.outcomes[name, on].tally) if contest else None
         rows.append(summarise(values, **described, subject=name, differences=differences, judged=tally))
         if name != "teacher":
             earlier.append(name)
     return rows
+
+
+def _enough_in_common(values: Mapping[str, float], others: Mapping[str, float]) -> bool:
+    """A judge may leave each subject other prompts: a difference over the few that both have says nothing, whatever its interval."""
+    both = len(values.keys() & others.keys())
+    return both > 0 and both >= min(ENOUGH, len(values))

@@ -18,6 +18,7 @@ from hubdistill.pairs.prompts import Prompt
 from hubdistill.specs import EvaluationSpec, JudgeSpec
 
 WIN_RATE = "win_rate"
+PATHS = ("/", ".", "~")  # what the name of a judge begins with that its server has in a folder; cards name no folder
 OTHERS = {"reference": "reference answers", "teacher": "the teacher's answers", "student": "the student's before training"}
 POINTS = {"A": 1.0, "C": 0.5, "B": 0.0}  # of who stands first
 
@@ -136,7 +137,7 @@ def outcome(said: Mapping[str, tuple[Verdict, ...]], spec: JudgeSpec) -> Outcome
     read, written = sum(one.tokens_in for one in every), sum(one.tokens_out for one in every)
     prices = (spec.input_price, spec.output_price)
     tally = Tally(
-        judge=spec.model, temperature=spec.temperature, wins=all_points.count(1.0), ties=all_points.count(0.5), losses=all_points.count(0.0), unparsed=all_points.count(None),
+        judge=spec.model.rstrip("/").rpartition("/")[2] if spec.model[:1] in PATHS else spec.model, temperature=spec.temperature, wins=all_points.count(1.0), ties=all_points.count(0.5), losses=all_points.count(0.0), unparsed=all_points.count(None),
         equal=sum(not both for both in said.values()), consistent=sum(first == second for first, second in pairs) / len(pairs) if pairs else None,
         requests=sum(one.requests for one in every), tokens_in=read, tokens_out=written,
         cost=None if prices[0] is None or prices[1] is None else (read * prices[0] + written * prices[1]) / 1e6,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hubdistill import __version__
-from hubdistill.evaluation.judge import judges
+from hubdistill.evaluation.judge import PATHS, judges
 from hubdistill.hub.local_names import short_names
 from hubdistill.plan import Plan
 from hubdistill.recipe import dump_resolved
@@ -22,6 +22,7 @@ def public_names(plan: Plan) -> dict[str, str]:
     data += [one.dataset for one in plan.recipe.evaluate if one.dataset and _is_file(one.dataset)]
     server = plan.recipe.sampling.server
     models += [(plan.served_as, "")] if server and "/" in plan.served_as[:2] else []  # a folder of the server's
+    models += [(one.model, "") for one in judges(plan.recipe.evaluate) if one.model[:1] in PATHS]  # a folder of the judge's server
     servers: list[EndpointSpec] = [*([server] if server else []), *judges(plan.recipe.evaluate)]
     return short_names(models, data) | {one.url: SERVER for one in servers}
 

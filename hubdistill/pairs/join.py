@@ -73,6 +73,8 @@ class Pairs(Sequence[Pair]):
         self.tokens = sum(sizes[number] for number in order)  # response tokens of one pass over this sequence
         self._rows = [whole[number] for number in order]
         self.lengths = [self._prompt_length(rows) + sizes[number] for number, rows in zip(order, self._rows, strict=True)]  # tokens of each pair, its prompt counted once
+        longest = [max(len(table["response_ids"][row]) for table, row in zip(tables, rows, strict=True)) for rows in self._rows]
+        self.widths = [len(tables) * (self._prompt_length(rows) + most) for rows, most in zip(self._rows, longest, strict=True)]  # tokens of each, as a row for each response
 
     def _prompt_length(self, rows: tuple[int, ...]) -> int:
         """Tokens of a pair's prompt, as the model that reads it longer does."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubdistill import __version__
 from hubdistill.files import digest_of, write_json
 from hubdistill.models.sources import read_json
 from hubdistill.pairs.sampling import TransformersSampler
@@ -36,9 +38,10 @@ def require(benchmark: Benchmark) -> None:
 def ask(benchmark: Benchmark, asked: Asked, candidate: Candidate, folder: Path, sandbox: Sandbox | None = None) -> Scored:
     """The scores of `candidate`, read from `folder` where the same was asked before. Programs need a `sandbox`."""
     identity = digest_of([benchmark.task.name, benchmark.max_tokens, asked.digest, *candidate.identity, hashlib.sha256(str(candidate.tokenizer.chat_template).encode()).hexdigest(), _library(benchmark)])
+    scored = digest_of([identity, __version__, asdict(sandbox) if sandbox else None, harness.has_sentences() if benchmark.task.harness == "ifeval" else None])
     path = folder / RESULT
     kept = read_json(path) if path.is_file() else {}
-    if kept.get("of") == identity:
+    if kept.get("of") == scored:
         return Scored(kept["values"], tuple(kept["notes"]))
     candidate.start(f"{candidate.name} answers, {benchmark.title}", asked.count, "responses")
     with candidate.load() as model:
@@ -46,7 +49,7 @@ def ask(benchmark: Benchmark, asked: Asked, candidate: Candidate, folder: Path, 
         found = Scored({}) if benchmark.task.runs_code else harness.ask(benchmark, asked, candidate, model, folder / f"answers-{identity[:12]}.jsonl")
     if benchmark.task.runs_code:
         found = _programs(benchmark, asked, candidate, texts, folder, sandbox)
-    write_json(path, {"of": identity, "benchmark": benchmark.title, "subject": candidate.name, "values": found.values, "notes": list(found.notes)})
+    write_json(path, {"of": scored, "benchmark": benchmark.title, "subject": candidate.name, "values": found.values, "notes": list(found.notes)})
     return found
 
 

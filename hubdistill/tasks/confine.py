@@ -16,7 +16,7 @@ from collections.abc import Sequence
 # Landlock, the same numbers on every architecture.
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 READ_FILE, READ_DIR, WRITE_FILE = 1 << 2, 1 << 3, 1 << 1
-RIGHTS = (0, 13, 14, 15, 15, 16)  # how many rights to files each version of Landlock knows; the last holds for later ones too
+RIGHTS = (13, 14, 15, 15, 16)  # how many rights to files each version of Landlock knows; the last holds for later ones too
 TCP, SCOPES = 0b11, 0b11  # bind and connect, since version 4; abstract sockets and signals, since version 6
 NO_NEW_PRIVILEGES, SET_SECCOMP, FILTER_MODE, DEATH_SIGNAL = 38, 22, 2, 1
 NAMESPACES = 0x10000000 | 0x40000000 | 0x08000000  # user, network, IPC; in one call, so that all or none are had
@@ -42,7 +42,7 @@ FCNTL = (0, 1, 2, 3, 4, 1030)  # duplicate a descriptor, its flags, duplicate it
 IOCTL = (0x5401, 0x5450, 0x5451)  # is it a terminal; closed on exec or not
 THREAD = 0x10000  # CLONE_THREAD
 ALLOW, REFUSE, NO_SUCH_CALL, KILL = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38, 0x80000000  # errno EPERM, ENOSYS
-LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06
+LOAD, AND, EQUAL, ANY_BIT, RETURN = 0x20, 0x54, 0x15, 0x45, 0x06
 NUMBER, ARCHITECTURE, FIRST, SECOND, THIRD = 0, 4, 16, 24, 32  # offsets in seccomp_data; arguments are 64 bits, low half first
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -62,7 +62,7 @@ def _landlock(readable: Sequence[str]) -> int:
     version = libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1)
     if version < 1:
         return 0
-    handled = (1 << RIGHTS[min(version, len(RIGHTS)) - 1] if version > 1 else 1 << 13) - 1
+    handled = (1 << RIGHTS[min(version, len(RIGHTS)) - 1]) - 1
     words = (handled, TCP if version >= 4 else 0, SCOPES if version >= 6 else 0)[: 3 if version >= 6 else 2 if version >= 4 else 1]
     rules = struct.pack(f"={len(words)}Q", *words)
     ruleset = libc.syscall(CREATE_RULESET, rules, ctypes.c_size_t(len(rules)), 0)
@@ -105,7 +105,7 @@ def _program(architecture: int, column: int) -> list[bytes]:
     code = [_step(LOAD, ARCHITECTURE), _step(EQUAL, architecture, 1, 0), _step(RETURN, KILL), _step(LOAD, NUMBER)]
     for name, value in number.items():
         code += [] if name in _SPECIAL else [_step(EQUAL, value, 0, 1), _step(RETURN, ALLOW)]
-    for name, block in _SPECIAL.items():
+    for name, block in ((one, made) for one, made in _SPECIAL.items() if one in number):
         inside = block(os.getpid())
         code += [_step(EQUAL, number[name], 0, len(inside)), *inside]
     return [*code, _step(RETURN, REFUSE)]
@@ -120,7 +120,14 @@ def _one_of(offset: int, values: Sequence[int]) -> list[bytes]:
     return [_step(LOAD, offset), *(step for value in values for step in (_step(EQUAL, value, 0, 1), _step(RETURN, ALLOW))), _step(RETURN, REFUSE)]
 
 
+def _without_truncation(offset: int) -> list[bytes]:
+    """Open a file, but not to empty it without asking to write (O_TRUNC with access mode 0 or 3), which Landlock does not see before version 3."""
+    return [_step(LOAD, offset), _step(AND, 0o1003), _step(EQUAL, 0o1000, 2, 0), _step(EQUAL, 0o1003, 1, 0), _step(RETURN, ALLOW), _step(RETURN, REFUSE)]
+
+
 _SPECIAL = {  # name -> (this process's id) -> instructions, each of which ends in a verdict
+    "open": lambda own: _without_truncation(SECOND),
+    "openat": lambda own: _without_truncation(THIRD),
     "fcntl": lambda own: _one_of(SECOND, FCNTL),
     "ioctl": lambda own: _one_of(SECOND, IOCTL),
     "tgkill": lambda own: _one_of(FIRST, (own,)),

@@ -67,7 +67,7 @@ class _Tried:
 def _run(program: str, tried: _Tried) -> dict[str, str]:
     """Outcome of a program: it has passed when it came to its end."""
     try:
-        exec(compile(program, "program", "exec"), {"__name__": "program"})
+        exec(compile(program, "program", "exec", dont_inherit=True), {"__name__": "program"})
     except MemoryError:
         return {"kind": "killed", "why": "memory: it asked for more than the limit"}
     except PermissionError as problem:

@@ -38,6 +38,7 @@ TRIALS = {
     "reads a file": "open({canary!r}).read()",
     "lists a folder": "import os; os.listdir({folder!r})",
     "writes a file": "open('x', 'w').write('x')",
+    "empties a file": "import os; os.open({canary!r}, 3 | os.O_TRUNC)",
     "opens a socket": "import socket; socket.socket()",
     "forks": "import os; os.fork()",
     "sends a signal": "import os; os.kill(os.getppid(), 0)",
@@ -184,7 +185,7 @@ def _parsed(said: bytes, secret: str) -> dict[str, Any]:
 
 def _outcome(report: dict[str, Any], code: int, late: bool) -> Outcome:
     if report.get("kind"):
-        return Outcome(report["kind"], report["why"])
+        return Outcome(report["kind"], str(report.get("why", "")).encode("utf-8", "replace").decode())  # its words may hold half a character
     if late or code in (-signal.SIGXCPU,):
         return Outcome("timed out", "it took longer than the limit")
     if code == -signal.SIGSYS:

@@ -119,7 +119,8 @@ class ContrastiveTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The pairs, dealt out to the processes."""
         settings = self.distillation
-        lengths = getattr(self._pairs, "lengths", [1] * len(self._pairs))  # a probe's are all of one
+        once = settings.shared >= {"teacher", "student"}  # a prompt that one of them reads twice makes a row for each response
+        lengths = getattr(self._pairs, "lengths" if once else "widths", [1] * len(self._pairs))  # a probe's are all of one
         return loader(self._pairs, PairCollator(settings.reading, self._pairs, settings.shared, settings.preset.sides), self.args, lengths)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hubdistill.evaluation.gate import judge, verdict_of
@@ -78,3 +80,13 @@ def test_a_record_from_before_there_were_gates_is_judged_as_ever():
     row = measured("kl", 0.1, 0.2)
     assert verdict_of({"recipe": {}}, [row]).refuses
     assert not verdict_of({"recipe": {"gate": {"metric": "kl", "guards": ["agreement"], "off": True}}}, [row]).refuses
+
+
+def test_what_is_no_number_is_worse():
+    assert judge([measured("kl", float("nan"), float("nan"))], GateSpec()).refuses
+
+
+@pytest.mark.parametrize(("low", "high", "refuses"), [(0.1, 0.2, True), (0.4, 0.6, False), (0.8, 0.9, False)])
+def test_a_win_rate_against_the_student_before_training_is_held_against_a_half(low, high, refuses):
+    row = measured("win_rate", low, high, on="held-out prompts, against the student's before training", better="higher")
+    assert judge([replace(row, value=(low + high) / 2, low=low, high=high, differences=())], GateSpec(metric="win_rate")).refuses is refuses

@@ -91,3 +91,11 @@ def test_places_outside_the_round_are_index_errors():
     assert pairs[-1] == pairs[2]
     with pytest.raises(IndexError):
         pairs[3]
+
+
+def test_lengths_count_the_prompt_once_and_widths_for_each_response():
+    teacher, student = ({key: (ids, "length") for key, ids in rows.items()} for rows in ({"01": (5, 6, 7), "02": (5,)}, {"01": (8,), "02": (8, 9, 5, 5)}))
+    pairs = Pairs(response_set(teacher), response_set(student))  # prompts of two tokens
+    assert (pairs.lengths, pairs.widths) == ([2 + 3 + 1, 2 + 1 + 4], [2 * (2 + 3), 2 * (2 + 4)])
+    alone = Pairs(response_set(teacher), None)
+    assert (alone.lengths, alone.widths) == ([5, 3], [5, 3])

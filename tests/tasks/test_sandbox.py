@@ -34,6 +34,9 @@ def box() -> Sandbox:
     [
         ("def f(x):\n    return 2 * x\ndef check(f):\n    assert f(2) == 4\ncheck(f)", "passed", ""),
         ("import math, collections, re, random, threading\nthread = threading.Thread(target=math.sqrt, args=(4,)); thread.start(); thread.join()", "passed", ""),
+        ("from dataclasses import dataclass\n@dataclass\nclass Point:\n    x: int\nassert Point(3).x == 3", "passed", ""),
+        ("def f(x: List[int]): pass", "failed", "NameError"),  # not imported; as in any file of its own
+        ("raise ValueError('\\ud800')", "failed", "ValueError in line 1: ?"),  # half a character, which no file can hold
         ("assert 1 + 1 == 3", "failed", "AssertionError in line 1"),
         ("def f(:", "failed", "SyntaxError"),
         ("def f():\n    return f()\nf()", "failed", "RecursionError in line 2"),
@@ -53,6 +56,7 @@ def box() -> Sandbox:
         ("import socket; socket.create_connection(('127.0.0.1', 80))", "refused", "socket"),
         ("for i in range(1000): open(f'fill{i}', 'wb').write(bytes(1 << 20))", "refused", "open('fill0'"),
         ("import os; os.open('x', os.O_CREAT | os.O_WRONLY)", "refused", "open('x'"),
+        ("import os; os.open(os.__file__, os.O_RDONLY | os.O_TRUNC)", "refused", "os.py"),  # emptied without asking to write
         ("import os; fd = os.memfd_create('x')", "refused", ""),
         ("import os; os.kill(os.getppid(), 9)", "refused", "os.kill"),
         ("import os; os.chmod('/', 0)", "refused", "os.chmod"),
