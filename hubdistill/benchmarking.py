@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from hubdistill.candidates import Found
 from hubdistill.errors import InputError
@@ -16,15 +16,10 @@ from hubdistill.files import write_json
 from hubdistill.tasks.catalog import Benchmark
 from hubdistill.tasks.rows import Asked, read
 
+if TYPE_CHECKING:
+    from hubdistill.stages import Reporter
+
 RESULT, MARK = "benchmark.json", ".hubdistill-benchmark"
-
-
-class Reporter(Protocol):
-    """Where progress goes."""
-
-    def start(self, label: str, total: int, unit: str) -> None: ...
-    def advance(self, done: int, tokens: int = 0) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)

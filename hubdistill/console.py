@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hubdistill.forecast_text import forecast_lines
+from hubdistill.losses.contrastive import INTERLEAVED
 from hubdistill.pairs.prompt_report import counted
 
 SKIPPED, REDONE = "skipped", "redone"
@@ -96,14 +97,22 @@ def plan_text(plan: dict[str, Any], no_forecast: str = "") -> str:
         f" ({plan['micro_batches_per_step']} micro-batches on {plan['processes']} process{'es' if plan['processes'] > 1 else ''})",
         *(_reading(plan["prompt_read_once"]) if plan["loss"]["beta"] not in ("off", "full") else []),
         f"vocabulary {plan['common_vocabulary'] or 'not compared'}",
-        "files     run directory: recipe.yaml plan.json prompts/ round_N/ warmup/ metrics.jsonl measurements.json README.md hub/",
+        "files     run directory: recipe.yaml plan.json prompts/ round_N/ warmup/ metrics.jsonl measurements.json report.html README.md hub/",
         "",
-        f"loss      {plan['loss']['name']}: " + ", ".join(f"{k} {v}" for k, v in plan["loss"].items() if k != "name"),
+        f"loss      {plan['loss']['name']}: " + ", ".join(f"{k} {v}" for k, v in plan["loss"].items() if k not in _unused(plan["loss"])),
         "round     beta first  last   mean   alpha",
         *_some([f"{row['round']:>5}     {row['first']:.3f}       {row['last']:.3f}  {row['mean']:.3f}  {alpha}" for row, alpha in zip(plan["beta"], plan["alpha"], strict=True)]),
     ]
     lines += ["", *(forecast_lines(plan["forecast"]) if plan.get("forecast") else [f"memory    not forecast: {no_forecast}"])]
     return "\n".join([*lines, *(f"warning: {text}" for text in plan["warnings"])])
+
+
+def _unused(loss: dict[str, Any]) -> set[str]:
+    """Fields of a loss that have no effect beside the others."""
+    rules = {"top_k": "top_k", "typical": "epsilon", "mixed": "teacher_share"}  # acceptance -> the field that it reads
+    both = INTERLEAVED in (loss["fixed_responses"], loss["student_responses"])
+    hidden = {"name", *rules.values(), *([] if both else ["acceptance"]), *(["strength", "preference"] if loss["preference"] == "off" else [])}
+    return (hidden - {rules[loss["acceptance"]]} if both else hidden) | ({"policy_gradient"} if not loss["policy_gradient"] else set())
 
 
 def _some(lines: list[str]) -> list[str]:

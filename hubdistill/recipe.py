@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 from hubdistill import recipe_checks as checks
 from hubdistill import recipe_wording as wording
 from hubdistill.errors import RecipeError
+from hubdistill.recipe_conflicts import check_together
 from hubdistill.recipe_overrides import apply_override
 from hubdistill.specs import (
     EvaluationSpec,
@@ -132,7 +133,7 @@ def load_recipe(
         if not _covered(key, broken):
             problems.append((key, _mark(document, key), message))
     if recipe and not problems:
-        problems = [(key, _mark(document, key), message) for key, message in checks.check_together(recipe)]
+        problems = [(key, _mark(document, key), message) for key, message in check_together(recipe)]
     if recipe is None or problems:
         raise RecipeError(_render(problems))
     return LoadedRecipe(recipe, file, text, tuple(overrides), name or file.stem, origin)

@@ -31,6 +31,7 @@ from hubdistill.publication import build_local, write_record
 from hubdistill.report.page import write_report
 from hubdistill.rundir import RunDirectory
 from hubdistill.stages import NOT_THE_RESULT, NOT_THE_TEXT, Reporter, Workshop
+from hubdistill.tasks.recipe_tasks import RecipeTasks
 from hubdistill.teaching import Teaching
 
 
@@ -57,8 +58,8 @@ class Run:
     def distil(self, until: str = "evaluate", round: int | None = None) -> None:
         """Everything that needs models, up to and with a stage: prompts, sample, warmup, train or evaluate."""
         self._begin()
-        if until == "evaluate" and self.processes.first and any(one.kind == "benchmark" for one in self.plan.recipe.evaluate):
-            Examination(self.shop, {}).tasks.announce()  # what is missing shows now, and not after the training
+        if until == "evaluate" and self._benchmarks:
+            self._benchmarks.announce()  # what is missing shows now, and not after the training
         self._prompts()
         if until == "prompts":
             return
@@ -231,6 +232,12 @@ class Run:
         parts = [self.path / folder / "metrics.jsonl" for folder in folders]
         write_atomically(self.path / "metrics.jsonl", b"".join(part.read_bytes() for part in parts if part.is_file()))
 
+    @cached_property
+    def _benchmarks(self) -> RecipeTasks | None:
+        """What the recipe's benchmarks ask; of the process that evaluates."""
+        asked = self.processes.first and any(one.kind == "benchmark" for one in self.plan.recipe.evaluate)
+        return Examination(self.shop, {}).tasks if asked else None
+
     def _evaluate(self) -> None:
         plan = self.plan
 
@@ -247,7 +254,7 @@ class Run:
             return {"measurements": len(rows)}
 
         stages = ["warmup", f"round_{plan.recipe.train.rounds}-train", *(["preference"] if plan.recipe.preference else [])]
-        asked = [Examination(self.shop, {}).tasks.digest] if self.processes.first and any(one.kind == "benchmark" for one in plan.recipe.evaluate) else []
+        asked = [self._benchmarks.digest] if self._benchmarks else []
         inputs = [plan.digest, self.directory.digests["prompts"], *asked, *(self.directory.digests[stage] for stage in stages), __version__]
         self.directory.stage("evaluate", inputs, ["measurements.json"], work)
 

@@ -110,7 +110,7 @@ class Teaching:
         shop.questions(self.prompts, "student")  # refuses prompts that the student cannot read
         shop.reporter.start("preference tuning", steps_of(len(pairs), spec, recipe.train), "steps")
         with borrowed(lambda: shop.load_to_train(adapter)) as model:
-            result = prefer(model, shop.tokenizer, pairs, spec, recipe.train, folder, accumulation=shop.plan.accumulation, progress=shop.reporter.advance)
+            result = prefer(model, shop.tokenizer, pairs, spec, recipe.train, folder, pad_id=shop.pad_id, accumulation=shop.plan.accumulation, progress=shop.reporter.advance)
             save_adapter(model, folder / "adapter")
         return result | counts
 

@@ -128,3 +128,16 @@ def pushed_and_pulled(run: Path, folder: Path, **env: str) -> str:
     pulled = hubdistill("pull", "org/smoke", "--base", "org/smoke-base", folder=folder, **env)
     assert pulled.code == 0, pulled.err
     return pulled.out
+
+
+def run(plan: Any, folder: Path, notes: Any) -> Path:
+    """A plan run in this process, and recorded; its folder."""
+    from hubdistill.publication import write_record
+    from hubdistill.run import Run
+    from hubdistill.rundir import RunDirectory
+
+    with RunDirectory(folder, notes.stage).locked() as directory:
+        current = Run(plan, directory, notes)
+        current.distil()
+        write_record(folder, plan, {"total": 1.0}, current.results(), current.chat_template())
+    return folder

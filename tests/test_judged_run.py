@@ -17,13 +17,11 @@ from hubdistill.finished import load_run
 from hubdistill.pairs.prompts import read_prompts
 from hubdistill.pairs.store import read_responses
 from hubdistill.plan import make_plan
-from hubdistill.publication import build_local, write_record
+from hubdistill.publication import build_local
 from hubdistill.recipe import load_recipe
-from hubdistill.run import Run
-from hubdistill.rundir import RunDirectory
 from hubdistill.summary import summary
 from tests import tiny
-from tests.command import called
+from tests.command import called, run
 from tests.completions_server import CompletionsServer
 
 KEY = "wq8-not-shown-2f61"
@@ -74,14 +72,6 @@ def planned(recipe, server, monkeypatch, tmp_path):
         return make_plan(load_recipe(recipe, [f"evaluate={json.dumps([held, asked])}", "train.rounds=1", *overrides]), **how)
 
     return made
-
-
-def run(plan, folder, notes):
-    with RunDirectory(folder, notes.stage).locked() as directory:
-        current = Run(plan, directory, notes)
-        current.distil()
-        write_record(folder, plan, {"total": 1.0}, current.results(), current.chat_template())
-    return folder
 
 
 def texts(folder, who, tokenizer):

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "hubdistill"
 # A module may import what stands before it. A package (losses, pairs, ...) is one place for all of its files.
 LINE = """
     hubdistill errors files processes hub_errors yaml_lines shipped specs losses pairs models modalities evaluation targets
-    recipe_wording recipe_checks recipe_overrides recipe recipe_reference plan_checks plan estimate training rundir stages tasks examination lessons teaching probe prompting hub finished candidates benchmarking destination merging publication report
+    recipe_wording recipe_checks recipe_conflicts recipe_overrides recipe recipe_reference plan_checks plan estimate training rundir stages tasks examination lessons teaching probe prompting hub finished candidates benchmarking destination merging publication report
     run summary compare forecast_text console launcher cli __main__
 """
 ORDER = LINE.split()

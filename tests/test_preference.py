@@ -147,3 +147,17 @@ def test_a_prompt_that_is_measured_on_is_not_tuned_on(tmp_path, notes):
     assert len(tuned) == 8
     assert not held & tuned
     assert "preference: 4 pairs left out, whose prompts are held out or asked as questions" in notes.notes
+
+
+def test_padding_lies_within_the_student_s_ids(tmp_path, notes):
+    recipe = tiny.write_recipe(tmp_path, preference={"dataset": "preferences.jsonl", "heldout": 0})
+    rows = [{"prompt": f"where was the {word} ?", "chosen": "the dog", "rejected": "it was very very fast"} for word in ("cat", "dog", "hill", "mat")]
+    (tmp_path / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = tiny.make_tokenizer(("beyond",))
+    tokenizer.pad_token = "beyond"  # an id that the student does not have
+    tiny.save(tmp_path / "teacher", tiny.make_model(1, layers=3, vocab=len(tokenizer)), tokenizer)
+    plan = make_plan(load_recipe(recipe))
+    assert plan.vocab == len(tokenizer) - 1
+    with RunDirectory(tmp_path / "run", notes.stage).locked() as directory:
+        Run(plan, directory, notes).distil()
+    assert (tmp_path / "run" / "preference" / "adapter" / "adapter_model.safetensors").is_file()

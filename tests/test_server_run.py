@@ -11,11 +11,10 @@ from hubdistill.errors import RecipeError, SamplingError
 from hubdistill.finished import load_run
 from hubdistill.pairs.store import read_responses
 from hubdistill.plan import make_plan
-from hubdistill.publication import build_local, write_record
+from hubdistill.publication import build_local
 from hubdistill.recipe import load_recipe
-from hubdistill.run import Run
-from hubdistill.rundir import RunDirectory
 from tests import tiny
+from tests.command import run
 from tests.completions_server import CompletionsServer
 
 KEY = "wq8-not-shown-2f61"
@@ -44,14 +43,6 @@ def planned(recipe, server, monkeypatch):
         return make_plan(load_recipe(recipe, [f"sampling.server={json.dumps(block)}", *overrides]), **how)
 
     return made
-
-
-def run(plan, folder, notes):
-    with RunDirectory(folder, notes.stage).locked() as directory:
-        current = Run(plan, directory, notes)
-        current.distil()
-        write_record(folder, plan, {"total": 1.0}, current.results(), current.chat_template())
-    return folder
 
 
 def test_the_teacher_is_asked_and_the_student_is_not(planned, server, tmp_path, notes):

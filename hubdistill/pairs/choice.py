@@ -5,6 +5,7 @@ Legend: B rows, V vocabulary, K candidates of a row, T tokens of the longest res
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -14,12 +15,12 @@ from transformers import LogitsProcessor
 CANDIDATES = (1024, 8192)  # tried in turn; a flatter distribution is sorted whole
 
 
-class Choice(LogitsProcessor):
+class Choice(LogitsProcessor, ABC):
     """Chooses a token of each row; leaves 0 at the chosen id and -inf elsewhere, for a greedy `generate` to take."""
 
+    @abstractmethod
     def choose(self, scores_BV: Tensor) -> Tensor:
         """The next token (B, 1) of each row."""
-        raise NotImplementedError
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         return only(scores, self.choose(scores))

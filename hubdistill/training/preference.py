@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,13 +59,14 @@ def steps_of(pairs: int, spec: PreferenceSpec, train: TrainSpec) -> int:
 
 
 def prefer(model: PeftModel, tokenizer: Any, pairs: Sequence[PreferencePair], spec: PreferenceSpec, train: TrainSpec, folder: Path, *,
-           accumulation: int, progress: Callable[[int], None] | None = None) -> dict[str, Any]:  # fmt: skip
+           pad_id: int, accumulation: int, progress: Callable[[int], None] | None = None) -> dict[str, Any]:  # fmt: skip
     """Tune the adapter on the pairs; metrics go to `folder`/metrics.jsonl.
 
     Raises TrainingError where there are no pairs, or the adapter is not finite afterwards.
     """
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
 
     class Tuning(DPOTrainer):
         """TRL's, on token ids as they are: rendering the text again could tokenise it differently."""
@@ -78,7 +80,9 @@ def prefer(model: PeftModel, tokenizer: Any, pairs: Sequence[PreferencePair], sp
                                    learning_rate=spec.learning_rate, lr_scheduler_type="cosine", warmup_steps=0.1, save_strategy="no")  # fmt: skip
     config = on_one_device(DPOConfig(**arguments, beta=spec.beta, max_length=None, bf16=False))
     rows = [{"prompt_ids": list(one.prompt_ids), "chosen_ids": list(one.chosen_ids), "rejected_ids": list(one.rejected_ids)} for one in pairs]
-    trainer = Tuning(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Bookkeeping(folder / "metrics.jsonl", progress)])
+    # A copy, since TRL gives it a padding token where it has none; and our padding, since the teacher's may lie beyond the student's ids.
+    trainer = Tuning(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=copy(tokenizer), data_collator=DataCollatorForPreference(pad_token_id=pad_id),
+                     callbacks=[Bookkeeping(folder / "metrics.jsonl", progress)])
     trainer.remove_callback(PrinterCallback)
     in_fp32(model)  # TRL makes the adapter of a 4-bit student bfloat16
     outcome = trainer.train()

@@ -13,6 +13,7 @@ from hubdistill.pairs.sampling import TransformersSampler
 from hubdistill.pairs.store import Question, collect, seed_for
 from hubdistill.specs import SamplingSpec
 from tests import tiny
+from tests.pairs.by_hand import drawn
 from tests.training.helpers import HEADER
 
 STOP, VOCAB, TOKENS = 3, 30, 12  # the models have four ids more, which are never sampled
@@ -40,21 +41,6 @@ def alone(model, who: str, settings=SETTINGS):
 def distribution(model, ids: list[int], temperature: float) -> list[float]:
     with torch.no_grad():
         return (model(torch.tensor([ids])).logits[0, -1, :VOCAB].double() / temperature).softmax(-1).tolist()
-
-
-def drawn(probabilities: list[float], number: float, top_p: float) -> int:
-    kept, mass = [], 0.0
-    for i in sorted(range(len(probabilities)), key=lambda i: -probabilities[i]):
-        if mass >= top_p:
-            break
-        kept.append(i)
-        mass += probabilities[i]
-    left = (1 - number) * mass
-    for i in sorted(kept):
-        left -= probabilities[i]
-        if left <= 0:
-            break
-    return i
 
 
 def accepted(p: list[float], token: int, coin: float, rule: str, value: float) -> bool:

@@ -6,6 +6,7 @@ import torch
 from hubdistill.pairs.sampling import TransformersSampler, neutral_generation
 from hubdistill.pairs.store import Question, seed_for
 from hubdistill.specs import SamplingSpec
+from tests.pairs.by_hand import drawn
 
 VOCAB = 34
 QUESTIONS = [Question(f"p{i}", tuple(range(4, 6 + i % 5))) for i in range(7)]
@@ -31,18 +32,7 @@ def by_hand(model, question, settings, seed):
     for number in numbers:
         with torch.no_grad():
             probabilities = (model(torch.tensor([ids])).logits[0, -1].double() / settings.temperature).softmax(-1).tolist()
-        kept, mass = [], 0.0
-        for i in sorted(range(len(probabilities)), key=lambda i: -probabilities[i]):
-            if mass >= settings.top_p:
-                break
-            kept.append(i)
-            mass += probabilities[i]
-        left = (1 - number) * mass
-        for i in sorted(kept):
-            left -= probabilities[i]
-            if left <= 0:
-                break
-        ids.append(i)
+        ids.append(drawn(probabilities, number, settings.top_p))
         if ids[-1] == 3:
             break
     return tuple(ids[len(question.prompt_ids) :])
