@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from hubdistill.evaluation.gate import BEGINNINGS
 from hubdistill.evaluation.statistics import mean_and_interval, paired_difference
 from hubdistill.pairs.prompts import read_prompts
 
@@ -24,7 +25,6 @@ MEASURED = {
     ("rouge_l", "own responses"): ("F1", "higher"),
     ("acceptance", "teacher responses"): ("share", "higher"),
 }
-BEFORE = ("warm-up", "student")  # what `distilled` is held against: the first of them that was measured
 Values = Mapping[str, Mapping[str, Mapping[str, float]]]  # "metric, on" -> subject -> prompt id -> value
 
 
@@ -63,7 +63,7 @@ def buckets(lengths: Mapping[str, int]) -> list[set[str]]:
 def _bucket(part: set[str], by_subject: Mapping[str, Mapping[str, float]], lengths: Mapping[str, int], seed: int) -> dict[str, Any]:
     of = {name: {key: one[key] for key in sorted(part & one.keys())} for name, one in by_subject.items()}
     of = {name: one for name, one in of.items() if one}
-    before = next((name for name in BEFORE if name in of), None)
+    before = next((name for name in BEGINNINGS if name in of), None)
     difference = asdict(paired_difference(of["distilled"], of[before], before, seed)) if before and "distilled" in of else None
     sizes = [lengths[key] for key in part]
     return {"shortest": min(sizes), "longest": max(sizes), "n": min(map(len, of.values())),
