@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoConfig
 
 from hubdistill.estimate.calls import Call, Trace
+from hubdistill.models.lean_lora import add_lora
 from hubdistill.models.load import auto_class
 from hubdistill.models.pair_attention import PairTree, Settings, Span, attend, attend_last
 
@@ -104,7 +105,7 @@ def _replace_linear(blocks: nn.Module, call: Call) -> None:
 
 
 class _Adapted(nn.Module):
-    """A linear layer with LoRA, holding what PEFT's holds: an adapter in float32 casts its input (lora/layer.py)."""
+    """A linear layer with LoRA as it trains (models/lean_lora.py). Of a 4-bit layer PEFT copies the output first."""
 
     def __init__(self, base: nn.Module, sizes: nn.Linear, rank: int):
         super().__init__()
@@ -114,7 +115,7 @@ class _Adapted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         result = self.base(x)
-        return (result + self.up(self.down(x.to(self.down.weight.dtype))) * LORA_SCALE).to(result.dtype)
+        return add_lora(result.clone() if isinstance(self.base, _Packed) else result, x, self.down.weight, self.up.weight, LORA_SCALE)
 
 
 class _Packed(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from hubdistill.models.layers import target_modules
+from hubdistill.models.lean_lora import lean
 from hubdistill.specs import LoraSpec
 
 if TYPE_CHECKING:
@@ -20,13 +21,13 @@ def attach_adapter(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftMod
     config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=target_modules(model, spec), task_type="CAUSAL_LM")  # type: ignore[arg-type]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return in_fp32(get_peft_model(model, config))
+        return lean(in_fp32(get_peft_model(model, config)))
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel:
     """Put a saved adapter on its base, to train on or to sample with."""
     adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    return in_fp32(adapted) if trainable else adapted.eval()
+    return lean(in_fp32(adapted)) if trainable else adapted.eval()
 
 
 def in_fp32(model: PeftModel) -> PeftModel:

@@ -11,7 +11,9 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 
 from hubdistill.estimate.calls import Call
 from hubdistill.estimate.traces import trace
+from hubdistill.models.lean_lora import lean
 from hubdistill.models.load import last_hidden
+from hubdistill.models.lora import in_fp32
 from hubdistill.models.pair_attention import PairTree, Span, pair_attention
 
 SIZES = {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 5, "head_dim": 32}
@@ -58,7 +60,7 @@ def saved_by_autograd(model, **arguments) -> int:
 def test_what_a_forward_pass_keeps_is_what_autograd_saves(family, dtype):
     model = made(family, dtype)
     found = trace(call(model, rank=8))
-    adapted = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]))
+    adapted = lean(in_fp32(get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]))))
     expected = saved_by_autograd(adapted.train())
     assert found.kept == pytest.approx(expected, rel=0.06)
     assert found.kept <= found.forward
@@ -71,7 +73,7 @@ def test_pairs_in_one_row_keep_what_autograd_saves(family):
     pairs, response = 2, 40
     found = trace(replace(call(model, rank=8), rows=pairs, response=response))
     tree = PairTree(pairs * (Span(LENGTH - response, response, response),))
-    adapted = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])).train()
+    adapted = lean(in_fp32(get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])))).train()
     ids = torch.randint(0, 64, (1, pairs * (LENGTH + response)))
     with pair_attention(adapted):
         expected = saved_by_autograd(adapted, input_ids=ids, position_ids=tree.positions(), pair_tree=tree)
@@ -82,7 +84,7 @@ def test_pairs_in_one_row_keep_what_autograd_saves(family):
 def test_named_modules_alone_are_adapted():
     model = made("llama")
     found = trace(call(model, rank=8, modules=("q_proj",)))
-    adapted = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj"]))
+    adapted = lean(in_fp32(get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj"]))))
     assert found.kept == pytest.approx(saved_by_autograd(adapted.train()), rel=0.06)
     assert found.kept < trace(call(model, rank=8)).kept
 

@@ -7,10 +7,14 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.layer import LoraLayer
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from hubdistill.errors import InputError
 from hubdistill.models.layers import linear_names
-from hubdistill.models.lora import attach_adapter, load_adapter
+from hubdistill.models.lean_lora import lean
+from hubdistill.models.lora import attach_adapter, in_fp32, load_adapter
 from hubdistill.specs import LoraSpec
 from tests import tiny
 
@@ -133,3 +137,78 @@ def test_a_student_whose_blocks_are_not_found_is_refused():
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=40))
     with pytest.raises(InputError, match=r"student\.model: GPT2LMHeadModel keeps its blocks where hubdistill cannot find them; choose"):
         attach_adapter(model, SPEC, seed=0)
+
+
+def make_mixed(dtype: torch.dtype):
+    """A tiny model of that type under a float32 adapter with an output, and its ids."""
+    model = attach_adapter(tiny.make_model(3).to(dtype), LoraSpec(rank=4, alpha=6), seed=0).train()
+    stir(model)
+    return model
+
+
+def as_peft(model):
+    """The same layers with PEFT's own forward pass."""
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.lora_variant.clear()
+            layer.cast_input_dtype_enabled = True
+    return model
+
+
+def loss_and_gradients(model) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad(set_to_none=True)
+    loss = model(IDS).logits.float().logsumexp(-1).square().mean()
+    loss.backward()
+    return loss.detach(), {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=["float64", "float32", "bfloat16"])
+def test_adapter_layers_compute_what_pefts_own_do(family, dtype, close):
+    if family == "gpt2":  # its layers are Conv1D, whose output is a view
+        base = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=32)).to(dtype)
+        model = lean(in_fp32(get_peft_model(base, LoraConfig(r=4, lora_alpha=6, target_modules=["c_attn", "c_fc", "c_proj"]))))
+        stir(model)
+    else:
+        model = make_mixed(dtype)
+    if dtype == torch.float64:
+        model.double()
+    loss, found = loss_and_gradients(model.eval())
+    assert all(layer.lora_variant for layer in model.modules() if isinstance(layer, LoraLayer))
+    peft_loss, expected = loss_and_gradients(as_peft(model))
+    torch.testing.assert_close(loss, peft_loss, rtol=close, atol=0)
+    assert found.keys() == expected.keys()
+    assert len(found) == 2 * sum(isinstance(layer, LoraLayer) for layer in model.modules())
+    for name, value in expected.items():
+        assert float((found[name] - value).norm()) <= close * float(value.norm()), name
+
+
+def test_adapter_layers_of_a_bfloat16_model_keep_no_copy_of_their_input():
+    def kept(model) -> int:
+        sizes = {}
+        def see(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = (tensor.dtype, tensor.numel(), tensor.untyped_storage())
+            return tensor
+        with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+            model(IDS).logits.float().sum()
+        inputs = IDS.numel() * 32  # as large as a hidden state, so no weight and no head
+        return sum(dtype == torch.float32 and count in (inputs, 2 * inputs) for dtype, count, _ in sizes.values())
+
+    model = make_mixed(torch.bfloat16)
+    ours, pefts = kept(model), kept(as_peft(model))
+    assert pefts - ours == 14  # each of seven layers in two blocks
+
+
+def test_under_autocast_the_products_choose_their_type():
+    model = make_mixed(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, found = loss_and_gradients(model)
+        peft_loss, expected = loss_and_gradients(as_peft(model))
+    torch.testing.assert_close(loss, peft_loss, rtol=1e-6, atol=0)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_an_adapter_with_dropout_stays_pefts(student):
+    model = lean(get_peft_model(student, LoraConfig(r=2, lora_dropout=0.5, target_modules=["q_proj"])))
+    assert not any(layer.lora_variant for layer in model.modules() if isinstance(layer, LoraLayer))
