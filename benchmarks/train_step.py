@@ -53,7 +53,7 @@ def extra_memory(case: Case, name: str, shape: str, args: argparse.Namespace) ->
         step(case, name)
         return float(torch.cuda.max_memory_allocated() - before) / MIB
     command = [sys.executable, __file__, "--peak-of", name, "--shapes", shape]
-    for option in ("kind", "dtype", "pairs", "threads"):
+    for option in ("kind", "dtype", "pairs", "threads", "common"):
         command += [f"--{option}", str(getattr(args, option))]
     command += ["--config", str(args.config)] if args.config else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
@@ -82,7 +82,7 @@ def print_shape(shape: str, names: list[str], args: argparse.Namespace) -> None:
 
 def case_of(shape: str, args: argparse.Namespace) -> Case:
     prompt, response = shape.split(":")
-    return make_case(args.kind, (int(prompt), int(response)), args.pairs, args.device, args.dtype, args.config)
+    return make_case(args.kind, (int(prompt), int(response)), args.pairs, args.device, args.dtype, args.config, args.common)
 
 
 def print_peak(args: argparse.Namespace) -> None:
@@ -99,6 +99,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", default=["600:60", "256:256", "64:256"], metavar="PROMPT:RESPONSE", help="tokens; of no meaning for vlm")
     parser.add_argument("--kind", choices=["text", "int4", "vlm"], default="text")
     parser.add_argument("--pairs", type=int, default=1, help="pairs in a micro-batch")
+    parser.add_argument("--common", type=int, default=0, metavar="N", help="tokens that all prompts begin with; fewer than PROMPT; of no meaning for vlm")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--config", type=Path, help="folder of a config.json: teacher and student with such random weights")

@@ -54,7 +54,7 @@ class Case:
         return {}
 
 
-def make_case(kind: str, shape: tuple[int, int], pairs: int, device: str, dtype: str, config: Path | None) -> Case:
+def make_case(kind: str, shape: tuple[int, int], pairs: int, device: str, dtype: str, config: Path | None, common: int = 0) -> Case:
     """SmolLM2-135M and an adapted copy, in 4 bit for int4; two LLaVAs of random weights for vlm; or random weights of a config.json."""
     place = torch.device(device)
     if kind == "vlm":
@@ -67,7 +67,8 @@ def make_case(kind: str, shape: tuple[int, int], pairs: int, device: str, dtype:
 
     from hubdistill.modalities.text import TEXT
 
-    found = [Pair(str(i), ids(shape[0]), ids(shape[1]), ids(shape[1])) for i in range(pairs)]
+    beginning = ids(common)
+    found = [Pair(str(i), beginning + ids(shape[0] - common), ids(shape[1]), ids(shape[1])) for i in range(pairs)]
     return Case(_adapted(student), teacher, Reading(modality=TEXT, pad_id=0), found, vocab, place)
 
 

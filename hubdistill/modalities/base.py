@@ -222,18 +222,20 @@ class Reading:
         return View(inputs, _positions(responses), _columns(prompts, responses) - 1)
 
     def _pairs(self, who: str, rows: Sequence[Row], prompts: Sequence[tuple[int, ...]]) -> View:
-        """All pairs in one row (models/pair_attention.py)."""
+        """All pairs in one row (models/pair_attention.py); of text, with what all prompts begin with once in front (images belong to their pair)."""
         import torch
 
-        from hubdistill.models.pair_attention import PairTree, Span
+        from hubdistill.models.pair_attention import PairTree, Span, common_of
 
         half = len(rows) // 2
         pairs = list(zip(prompts[:half], rows[:half], rows[half:], strict=True))
         if prompts[:half] != prompts[half:] or any(first.images != second.images for _, first, second in pairs):
             raise ValueError("the two responses of a pair follow the same prompt; give the teacher responses of all pairs, then the student responses")
-        tree = PairTree(tuple(Span(len(prompt), len(first.response_ids), len(second.response_ids)) for prompt, first, second in pairs))
+        common = 0 if self.modality.own_view else common_of(prompts[:half], [len(row.response_ids) for row in rows[:half]])
+        tree = PairTree(tuple(Span(len(prompt) - common, len(first.response_ids), len(second.response_ids)) for prompt, first, second in pairs), common)
         apart = self.inputs(who, [TokenRow(prompt + first.response_ids + second.response_ids, first.images) for prompt, first, second in pairs], "right")
         real = apart.tokens["attention_mask"].bool()
+        real[1:, :common] = False
         tokens = {name: value[real][None] for name, value in apart.tokens.items() if name != "attention_mask"}
         columns_N = tree.columns()
         return View(Inputs({**tokens, "position_ids": tree.positions()}, apart.images, apart.image_of_row, tree), torch.zeros_like(columns_N), columns_N)

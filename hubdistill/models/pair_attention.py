@@ -1,9 +1,12 @@
-"""Attention over pairs in one row without padding: [x | y_t | y_s | x' | y_t' | y_s' ...], where both responses follow their prompt.
+"""Attention over pairs in one row without padding: [c | x | y_t | y_s | x' | y_t' | y_s' ...], where both responses follow their prompt.
+
+c is what all prompts of the row begin with (a system prompt, the opening of a chat template), read once for all; it may be empty.
 
 All else in a decoder works on each token alone, given its position, so a model reads the prompt of a pair once and both
 responses after it in one forward pass, with the attention swapped. Each pair takes two calls of the attention kernel, without
-the mask of the whole row: [x | y_t] on itself, then y_s on [x | y_s]; their sum is never more than two rows [x | y] take.
-On NVIDIA GPUs in half precision all pairs go through one call of flash attention, with the keys of x laid out twice.
+the mask of the whole row: [x | y_t] on [c | x | y_t], then y_s on [c | x | y_s]; c goes on itself, once. Where c is not empty the
+first call needs a mask, so `common_of` takes it only where it saves more than that costs.
+On NVIDIA GPUs in half precision all pairs go through one call of flash attention, with the keys of c and x laid out twice.
 
 Legend: T tokens of the row, H heads, K key heads, D size of a head.
 """
@@ -32,7 +35,7 @@ ADDS = ("s_aux", "position_bias", "cache")  # what some families hand to their a
 
 @dataclass(frozen=True)
 class Span:
-    """One pair: tokens of its prompt, of the teacher's and of the student's response."""
+    """One pair: tokens of its prompt after what is common, at least one, of the teacher's and of the student's response."""
 
     prompt: int
     teacher: int
@@ -48,17 +51,22 @@ class PairTree:
     """How a row is made of pairs; keeps the masks and indices that all layers share."""
 
     spans: tuple[Span, ...]
+    common: int = 0  # tokens that all prompts begin with, in front of the first pair
     made: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def starts(self) -> list[int]:
-        """Where each pair begins in the row."""
-        return list(accumulate((span.total for span in self.spans[:-1]), initial=0))
+        """Where each pair begins in the row, behind what is common."""
+        return list(accumulate((span.total for span in self.spans[:-1]), initial=self.common))
+
+    @property
+    def total(self) -> int:
+        return self.common + sum(span.total for span in self.spans)
 
     def positions(self) -> Tensor:
-        """Position ids (1, T): both responses count on from the end of their prompt."""
-        parts = [torch.cat([torch.arange(span.prompt + span.teacher), torch.arange(span.prompt, span.prompt + span.student)]) for span in self.spans]
-        return torch.cat(parts)[None]
+        """Position ids (1, T): each prompt counts on from what is common, both responses from the end of their prompt."""
+        parts = [torch.cat([torch.arange(span.prompt + span.teacher), torch.arange(span.prompt, span.prompt + span.student)]) + self.common for span in self.spans]
+        return torch.cat([torch.arange(self.common), *parts])[None]
 
     def columns(self) -> Tensor:
         """Column (N,) of the hidden state that predicts each response token: all teacher responses, then all student responses."""
@@ -76,6 +84,21 @@ class PairTree:
         if key not in self.made:
             self.made[key] = make()
         return self.made[key]
+
+
+ENTRIES = 1000  # scores of a masked query and key that cost no more than a token in all else: by operations 3000 in SmolLM2-135M, more in wider models; measured in docs/benchmarks.md
+
+
+def common_of(prompts: Sequence[tuple[int, ...]], responses: Sequence[int]) -> int:
+    """Tokens that all `prompts` begin with, where reading them once saves work; 0 elsewhere. Never a prompt's last token.
+
+    `responses`: tokens of the responses that share their prompt's call of the attention. Without c, that call is causal and skips half
+    of its n * n scores; with c, its q queries see all q + c keys through a mask: (q * q - c * c) / 2 scores more."""
+    common = min(len(prompt) for prompt in prompts) - 1
+    first, last = min(prompts), max(prompts)  # all others lie between them
+    common = next((i for i in range(common) if first[i] != last[i]), common)
+    more = sum(((len(prompt) + response - common) ** 2 - common**2) / 2 for prompt, response in zip(prompts, responses, strict=True))
+    return common if len(prompts) > 1 and common * (len(prompts) - 1) * ENTRIES > more else 0
 
 
 @contextmanager
@@ -102,7 +125,7 @@ def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
     Raises ValueError for a call without a tree of pairs, and for what it does not know of.
     """
     unknown = [name for name in ADDS if more.get(name) is not None]
-    if pair_tree is None or query.shape[0] != 1 or query.shape[2] != sum(span.total for span in pair_tree.spans):
+    if pair_tree is None or query.shape[0] != 1 or query.shape[2] != pair_tree.total:
         raise ValueError("the model is set to read pairs in one row, and was called with something else")
     if unknown:
         raise ValueError(f"its attention uses {unknown[0]}")
@@ -110,14 +133,21 @@ def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
     kernel = kernel or attend_last
     if settings.plain and _flash_takes(query, value):
         return _flash(query, key, value, pair_tree, settings), None
-    outputs = []
+    common = slice(0, pair_tree.common)
+    outputs = [kernel(query[:, :, common], key[:, :, common], value[:, :, common], settings, pair_tree)] if pair_tree.common else []
     for start, span in zip(pair_tree.starts, pair_tree.spans, strict=True):
         middle, end = start + span.prompt + span.teacher, start + span.total
         first, prompt, second = slice(start, middle), slice(start, start + span.prompt), slice(middle, end)
-        outputs.append(kernel(query[:, :, first], key[:, :, first], value[:, :, first], settings, pair_tree))
-        keys, values = (torch.cat([states[:, :, prompt], states[:, :, second]], dim=2) for states in (key, value))
-        outputs.append(kernel(query[:, :, second], keys, values, settings, pair_tree))
+        for queries, seen in ((first, (common, first)), (second, (common, prompt, second))):
+            keys, values = (_joined(states, seen) for states in (key, value))
+            outputs.append(kernel(query[:, :, queries], keys, values, settings, pair_tree))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _joined(states: Tensor, places: Sequence[slice]) -> Tensor:
+    """Those places (1, K, T, D) of the row one after the other, without a copy where it is one."""
+    parts = [states[:, :, place] for place in places if place.stop > place.start]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 AttentionInterface.register(NAME, attend)  # without a mask function: transformers makes no mask of the whole row then
@@ -198,21 +228,22 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, tree: PairTree, settings: 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Sequences for flash attention: queries [x | y_t] and y_s, keys [x | y_t] and [x | y_s] of each pair."""
+    """Sequences for flash attention: queries c, then [x | y_t] and y_s of each pair, keys c, then [c | x | y_t] and [c | x | y_s]."""
 
-    keys: Tensor  # (T + tokens of all prompts,) places in the row
-    query_ends: Tensor  # (2 pairs + 1,) int32
+    keys: Tensor  # (c, and of each pair all tokens, and twice c and once x more,) places in the row
+    query_ends: Tensor  # (2 pairs + 1,) int32, one more with c
     key_ends: Tensor
     longest: tuple[int, int]
 
     @classmethod
     def of(cls, tree: PairTree, device: torch.device) -> _Layout:
-        places, queries, keys = [], [0], [0]
+        common = torch.arange(tree.common)
+        places, queries, keys = ([common], [0, tree.common], [0, tree.common]) if tree.common else ([], [0], [0])
         for start, span in zip(tree.starts, tree.spans, strict=True):
             row = torch.arange(start, start + span.total)
-            places += [row[: span.prompt + span.teacher], row[: span.prompt], row[span.prompt + span.teacher :]]
+            places += [common, row[: span.prompt + span.teacher], common, row[: span.prompt], row[span.prompt + span.teacher :]]
             queries += [span.prompt + span.teacher, span.student]
-            keys += [span.prompt + span.teacher, span.prompt + span.student]
+            keys += [tree.common + span.prompt + span.teacher, tree.common + span.prompt + span.student]
         return cls(torch.cat(places).to(device), _ends(queries, device), _ends(keys, device), (max(queries), max(keys)))
 
 

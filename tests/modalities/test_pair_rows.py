@@ -15,9 +15,10 @@ from hubdistill.losses.chunked import Responses
 from hubdistill.losses.contrastive import contrastive_loss, resolve
 from hubdistill.modalities.base import Reading, Row
 from hubdistill.modalities.text import TEXT
+from hubdistill.models import pair_attention as attention
 from hubdistill.models.load import head_of
 from hubdistill.models.lora import attach_adapter
-from hubdistill.models.pair_attention import pair_attention
+from hubdistill.models.pair_attention import PairTree, Settings, Span, common_of, pair_attention
 from hubdistill.specs import LoraSpec
 from tests import tiny, tiny_vlm
 from tests.modalities.test_vision import PROMPTS, plain_hidden, rows_of
@@ -65,13 +66,15 @@ def adapted(model: Any) -> Any:
     return found.train()
 
 
-def text_rows() -> list[Row]:
+def text_rows(common: int = 0, lengths: list[tuple[int, int, int]] = LENGTHS) -> list[Row]:
+    """`lengths` of what follows the common beginning."""
     generator = torch.Generator().manual_seed(0)
 
     def ids(length: int) -> tuple[int, ...]:
         return tuple(torch.randint(2, VOCAB, (length,), generator=generator).tolist())
 
-    pairs = [(ids(prompt), ids(teacher), ids(student)) for prompt, teacher, student in LENGTHS]
+    beginning = ids(common)
+    pairs = [(beginning + ids(prompt), ids(teacher), ids(student)) for prompt, teacher, student in lengths]
     return [Row(x, y_t) for x, y_t, _ in pairs] + [Row(x, y_s, True) for x, _, y_s in pairs]
 
 
@@ -144,6 +147,58 @@ def test_gradient_checkpointing_runs_the_blocks_again_with_the_same_attention():
     with pair_attention(student):
         found = shared_loss(student, teacher, read, rows, shared)
         compare((found.detach(), gradients(student, found)), expected, "gradient checkpointing")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("common", "lengths"), [(9, LENGTHS), (10, [(1, 4, 6), (1, 3, 1)]), (9, [(3, 4, 2)])], ids=["mixed", "nearly whole prompts", "one pair"])
+def test_what_all_prompts_begin_with_is_read_once_and_equal(family, common, lengths):
+    student, teacher, rows = adapted(make_model(family, 0)), make_model(family, 1), text_rows(common, lengths)
+    read, shared = Reading(modality=TEXT, pad_id=0), ("teacher", "student")
+    batch = read.collate(rows, shared).student
+    assert batch.tree.common == (common if len(lengths) > 1 else 0)
+    assert batch.tokens["input_ids"].numel() == common + sum(map(sum, lengths))
+    with torch.no_grad():
+        teacher_logits = [plain_logits(teacher, row) for row in rows]
+    expected = plain_loss([plain_logits(student, row) for row in rows], teacher_logits, rows)
+    expected = expected.detach(), gradients(student, expected)
+    found = shared_loss(student, teacher, read, rows, shared)
+    compare((found.detach(), gradients(student, found)), expected, f"{family}, {common} tokens in common, {len(lengths)} pairs")
+
+
+def test_the_common_beginning_leaves_each_prompt_its_last_token_and_must_pay():
+    assert common_of([(1, 2, 3), (1, 2, 3)], [1, 1]) == 2
+    assert common_of([(1, 2, 3, 4), (1, 2), (1, 2, 5)], [1, 1, 1]) == 1
+    assert common_of([(2, 1), (1, 1)], [1, 1]) == 0
+    assert common_of([(1,) * 50], [1]) == 0  # one pair has nothing in common with another
+    assert common_of([(1,) * 25 + (i,) * 575 for i in (2, 3, 4, 5)], [60] * 4) == 0  # the masks would cost more
+    assert common_of([(1,) * 500 + (i,) * 100 for i in (2, 3, 4, 5)], [60] * 4) == 500
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("common", [0, 5])
+def test_the_sequences_of_flash_attention_are_those_of_the_other_path(monkeypatch, common, window):
+    """With a plain attention over sequences of several lengths in place of the GPU's."""
+    tree = PairTree((Span(3, 4, 2), Span(1, 2, 5)), common)
+    query, key, value = torch.randn(3, 1, 2, tree.total, 8, generator=torch.Generator().manual_seed(0))
+
+    def varlen(q, k, v, query_ends, key_ends, longest_query, longest_key, *, scale, window_size, enable_gqa):
+        assert not enable_gqa
+        sizes = [ends.diff().tolist() for ends in (query_ends, key_ends)]
+        assert [max(one) for one in sizes] == [longest_query, longest_key]
+        parts = zip(*(states.split(size) for states, size in ((q, sizes[0]), (k, sizes[1]), (v, sizes[1]))), strict=True)
+        outputs = []
+        for queries, keys, values in parts:
+            ahead = torch.arange(len(keys)) - torch.arange(len(keys) - len(queries), len(keys))[:, None]
+            seen = (ahead <= window_size[1]) & (ahead >= -window_size[0] if window_size[0] >= 0 else True)
+            scores = torch.einsum("qhd,khd->hqk", queries, keys) * scale
+            outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), values))
+        return torch.cat(outputs)
+
+    monkeypatch.setattr(attention, "_varlen", lambda: varlen)
+    settings = Settings(8**-0.5, 0.0, window, None)
+    found = attention._flash(query, key, value, tree, settings)
+    expected, _ = attention.attend(None, query, key, value, None, pair_tree=tree, sliding_window=window)
+    torch.testing.assert_close(found, expected)
 
 
 def vision_logits(model: Any, processor: Any, number: int, row: Row) -> torch.Tensor:
