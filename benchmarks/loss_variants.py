@@ -136,14 +136,28 @@ def trl_jsd(inputs: Inputs) -> Tensor:
 
 
 def liger_jsd(inputs: Inputs) -> Tensor:
-    """Liger's fused linear JSD with a frozen head, on the same rows (it has no skewed divergences)."""
-    from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
+    """Liger's fused linear JSD on the same rows (it has no skewed divergences)."""
+    return torch.autograd.grad(liger_loss(inputs.responses, inputs.student, inputs.teacher), inputs.responses.student_ND)[0]
 
-    hidden, weight = inputs.responses.student_ND, inputs.student.weight
-    loss = LigerFusedLinearJSD(jsd_beta=0.5)(
-        hidden, weight, inputs.responses.teacher_ND, inputs.teacher.weight, shift_labels=None
-    )
-    return torch.autograd.grad(loss, hidden)[0]
+
+def liger_loss(responses: Responses, student: Head, teacher: Head, *, compiled: bool = True) -> Tensor:
+    """Mean JSD over the rows, nats. On CUDA Liger's kernels with a frozen head; on a CPU, where those do not run, its chunked loss in torch,
+    without cross-entropy, compiled (3.5 times faster than not); it has no frozen head, so the head's gradient is formed and dropped."""
+    hidden, frozen = responses.student_ND, (responses.teacher_ND, teacher.weight)
+    if hidden.is_cuda:
+        from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
+
+        return LigerFusedLinearJSD(jsd_beta=0.5)(hidden, student.weight, *frozen, shift_labels=None)
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.5, compiled=compiled)
+    return loss(hidden, student.weight, *frozen, responses.labels_N)
+
+
+def our_jsd(responses: Responses, student: Head, teacher: Head) -> Tensor:
+    """What `liger_loss` has to give."""
+    weights = torch.full(responses.labels_N.shape, 1 / len(responses.labels_N), device=responses.labels_N.device)
+    return chunked_divergence(responses, student, teacher, weights, 0.5, kinds=("jsd", "jsd"))[0]
 
 
 VARIANTS: dict[str, tuple[str, Callable[[Inputs], Any]]] = {

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from loss_variants import liger_loss
 from torch import Tensor
+from torch.profiler import record_function
 
 from hubdistill.losses.chunked import Responses
 from hubdistill.losses.contrastive import contrastive_loss, resolve
@@ -24,7 +26,7 @@ from hubdistill.models.pair_attention import pair_attention
 from hubdistill.pairs.join import Pair
 from hubdistill.specs import LoraSpec, ModelSpec
 
-ALPHA, BETA = 0.1, 0.5
+ALPHA, BETA, RANK = 0.1, 0.5, 16
 RESPONSE_IN_VLM = 64
 
 
@@ -74,7 +76,8 @@ def make_case(kind: str, shape: tuple[int, int], pairs: int, device: str, dtype:
 
 def _adapted(student: Any) -> Any:
     """With an adapter on all linear layers whose output is not zero, so that all of it has gradients."""
-    adapted = attach_adapter(student, LoraSpec(rank=16, alpha=32), 0).train()
+    adapted = attach_adapter(student, LoraSpec(rank=RANK, alpha=32), 0).train()
+    torch.manual_seed(0)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
@@ -139,7 +142,8 @@ def ours(case: Case, shared: bool, loss: Callable[..., Tensor] | None = None) ->
     heads = head_of(base_of(case.student)), head_of(case.teacher)
     if loss is not None:
         return loss(responses, *heads)
-    return contrastive_loss(responses, *heads, resolve({}), beta=BETA, alpha=ALPHA, pairs=len(case.pairs), vocab=case.vocab)[0]
+    with record_function("loss"):  # for step_profile.py
+        return contrastive_loss(responses, *heads, resolve({}), beta=BETA, alpha=ALPHA, pairs=len(case.pairs), vocab=case.vocab)[0]
 
 
 def _whole_logits(case: Case, who: str) -> Tensor:
@@ -203,13 +207,20 @@ def _trl_inputs(case: Case) -> dict[str, Tensor]:
 
 
 def _trl(case: Case, which: str) -> Any:
-    from datasets import Dataset
-
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from tests.tiny import make_tokenizer
 
     settings = {"output_dir": tempfile.mkdtemp(), "report_to": [], "use_cpu": case.device.type == "cpu", "bf16": False, "gradient_checkpointing": False}
-    tokenizer = make_tokenizer()
+    weights = {name: weight.data for name, weight in case.student.named_parameters()}
+    trainer = _trainer(case, which, settings, make_tokenizer())
+    for name, weight in case.student.named_parameters():  # TRL casts the adapter of a 4-bit model to bfloat16: all variants get the same one
+        weight.data = weights[name]
+    return trainer
+
+
+def _trainer(case: Case, which: str, settings: dict[str, Any], tokenizer: Any) -> Any:
+    from datasets import Dataset
+
     if which == "distillation":
         from trl import DistillationConfig, DistillationTrainer
 
@@ -223,12 +234,7 @@ def _trl(case: Case, which: str) -> Any:
 
 def liger(case: Case) -> Tensor:
     """Our rows with the prompt read twice, and Liger's fused linear JSD in the place of our loss (it has no skewed divergences)."""
-    from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
-
-    def jsd(responses: Responses, student: Any, teacher: Any) -> Tensor:
-        return LigerFusedLinearJSD(jsd_beta=0.5)(responses.student_ND, student.weight, responses.teacher_ND, teacher.weight, shift_labels=None)
-
-    return ours(case, False, jsd)
+    return ours(case, False, liger_loss)
 
 
 VARIANTS: dict[str, tuple[str, Callable[[Case], Tensor]]] = {
