@@ -87,6 +87,12 @@ def test_a_recipe_is_planned_and_a_run_pushed_without_importing_what_trains() ->
     assert done.stdout.split() == []
 
 
+def test_a_forecast_needs_no_peft() -> None:
+    code = "import sys, hubdistill.estimate.forecast, hubdistill.estimate.meta; print('peft' in sys.modules)"  # it takes seconds
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+
+
 def test_the_command_line_alone_prints_and_exits() -> None:
     loud = {"print", "sys.stdout", "sys.stderr", "rich.print"}
     final = {"exit", "quit", "SystemExit", "sys.exit", "os._exit", "typer.Exit"}

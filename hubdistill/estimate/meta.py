@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoConfig
 
 from hubdistill.estimate.calls import Call, Trace
-from hubdistill.models.lean_lora import add_lora
+from hubdistill.models.add_lora import add_lora
 from hubdistill.models.load import auto_class
 from hubdistill.models.pair_attention import PairTree, Settings, Span, attend, attend_last
 
@@ -105,7 +105,7 @@ def _replace_linear(blocks: nn.Module, call: Call) -> None:
 
 
 class _Adapted(nn.Module):
-    """A linear layer with LoRA as it trains (models/lean_lora.py). Of a 4-bit layer PEFT copies the output first."""
+    """A linear layer with LoRA as it trains (models/add_lora.py). Of a 4-bit layer PEFT copies the output first."""
 
     def __init__(self, base: nn.Module, sizes: nn.Linear, rank: int):
         super().__init__()

@@ -2,9 +2,7 @@
 
 PEFT writes result + B(A(x)) * scale as it reads: three tensors as large as the output, and, where the model is in bfloat16 and the
 adapter in float32, a float32 copy of the input that is kept for the backward pass, in each layer. Here the same products run in
-one operation, and the copy is made again when it is needed.
-
-Legend: N tokens, K sizes in, M sizes out, R rank.
+one operation (add_lora.py), and the copy is made again when it is needed.
 """
 
 from __future__ import annotations
@@ -14,6 +12,8 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor
+
+from hubdistill.models.add_lora import add_lora
 
 
 def lean(model: Any) -> Any:
@@ -39,37 +39,3 @@ class LeanLora(LoraVariant):
         if torch.is_autocast_enabled(x.device.type):  # which chooses the types of each product itself
             return result + up(down(x)) * scale
         return add_lora(result, x, down.weight, up.weight, scale)
-
-
-def add_lora(result: Tensor, x: Tensor, down_RK: Tensor, up_MR: Tensor, scale: float) -> Tensor:
-    """result (..., M) += x (..., K) down^T up^T * scale, computed in the adapter's type; `result` is overwritten."""
-    found: Tensor = _AddLora.apply(result, x, down_RK, up_MR, scale)
-    return found
-
-
-class _AddLora(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, result: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-        inner_NR = _rows(x).to(down.dtype) @ down.t()
-        sum_NM = result.view(-1, result.shape[-1])
-        if result.dtype == down.dtype:
-            sum_NM.addmm_(inner_NR, up.t(), alpha=scale)
-        else:  # rounded once, after the sum, as PEFT does it
-            sum_NM.copy_(torch.addmm(sum_NM.to(down.dtype), inner_NR, up.t(), alpha=scale))
-        ctx.mark_dirty(result)
-        ctx.save_for_backward(x, down, up, inner_NR)
-        ctx.scale = scale
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, down, up, inner_NR = ctx.saved_tensors
-        (grad,) = grads
-        grad_NM = _rows(grad).to(down.dtype)
-        grad_NR = (grad_NM @ up).mul_(ctx.scale)
-        grad_x = (grad_NR @ down).to(x.dtype).view(x.shape) if ctx.needs_input_grad[1] else None
-        return grad, grad_x, grad_NR.t() @ _rows(x).to(down.dtype), (grad_NM.t() @ inner_NR).mul_(ctx.scale), None
-
-
-def _rows(states: Tensor) -> Tensor:
-    return states.reshape(-1, states.shape[-1])
