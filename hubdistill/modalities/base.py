@@ -222,7 +222,7 @@ class Reading:
         return View(inputs, _positions(responses), _columns(prompts, responses) - 1)
 
     def _pairs(self, who: str, rows: Sequence[Row], prompts: Sequence[tuple[int, ...]]) -> View:
-        """All pairs in one row (models/pair_attention.py); of text, with what all prompts begin with once in front (images belong to their pair)."""
+        """All pairs in one row (models/pair_attention.py); without images, with what all prompts begin with once in front (images belong to their pair)."""
         import torch
 
         from hubdistill.models.pair_attention import PairTree, Span, common_of
@@ -231,7 +231,8 @@ class Reading:
         pairs = list(zip(prompts[:half], rows[:half], rows[half:], strict=True))
         if prompts[:half] != prompts[half:] or any(first.images != second.images for _, first, second in pairs):
             raise ValueError("the two responses of a pair follow the same prompt; give the teacher responses of all pairs, then the student responses")
-        common = 0 if self.modality.own_view else common_of(prompts[:half], [len(row.response_ids) for row in rows[:half]])
+        images = any(row.images for row in rows)
+        common = 0 if images else common_of(prompts[:half], [len(row.response_ids) for row in rows[:half]])
         tree = PairTree(tuple(Span(len(prompt) - common, len(first.response_ids), len(second.response_ids)) for prompt, first, second in pairs), common)
         apart = self.inputs(who, [TokenRow(prompt + first.response_ids + second.response_ids, first.images) for prompt, first, second in pairs], "right")
         real = apart.tokens["attention_mask"].bool()

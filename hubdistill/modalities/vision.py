@@ -130,7 +130,7 @@ def _grid_positions(model: Any, inputs: Inputs, tree: PairTree) -> torch.Tensor:
     the model numbers them; both responses count on from there."""
     import torch
 
-    parts, types = [], inputs.tokens.get("mm_token_type_ids")
+    parts, types = [inputs.tokens["position_ids"][None, :, : tree.common].expand(3, 1, -1)], inputs.tokens.get("mm_token_type_ids")
     for start, span, image in zip(tree.starts, tree.spans, inputs.image_of_row, strict=True):
         place = slice(start, start + span.prompt)
         prompt = inputs.tokens["position_ids"][None, :, place].expand(3, 1, -1)

@@ -226,6 +226,25 @@ def test_a_vision_model_reads_pairs_as_it_reads_each_response_alone(family, monk
     compare((found.detach(), gradients(student, found)), expected, family)
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "qwen2_5_vl"])
+def test_a_vision_model_reads_the_common_beginning_of_prompts_without_images_once(family):
+    (base, processor), (teacher, _) = tiny_vlm.FAMILIES[family](0), tiny_vlm.FAMILIES[family](1)
+    student, rows, read = adapted(base), text_rows(9), vision_reading(processor)
+    rows = [replace(row, prompt_ids=tuple(7 + i % 20 for i in row.prompt_ids), response_ids=tuple(7 + i % 20 for i in row.response_ids)) for row in rows]  # no image's id
+    assert read.collate(rows, ("teacher", "student")).student.tree.common == 9
+
+    def logits(model: Any, row: Row) -> torch.Tensor:
+        found = model(input_ids=torch.tensor([row.prompt_ids + row.response_ids])).logits[0]
+        return found[len(row.prompt_ids) - 1 : -1]
+
+    with torch.no_grad():
+        teacher_logits = [logits(teacher, row) for row in rows]
+    expected = plain_loss([logits(student, row) for row in rows], teacher_logits, rows)
+    expected = expected.detach(), gradients(student, expected)
+    found = shared_loss(student, teacher, read, rows, ("teacher", "student"))
+    compare((found.detach(), gradients(student, found)), expected, f"{family}, 9 tokens in common")
+
+
 def counted(function: Any, calls: list[None]) -> Any:
     @functools.wraps(function)
     def spy(*args: Any, **kwargs: Any) -> Any:
