@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from studies import on_white
+
 from hubdistill.compare.cells import Comparison
 from hubdistill.compare.methods import parse_methods
 from hubdistill.compare.pages import markdown, plots_of, write_pages
@@ -62,8 +64,7 @@ def draw(folder: Path, found: dict[str, Any]) -> None:
     """The plots of the page as files of their own, on white, each named after its caption."""
     for plot in plots_of(found, legend=True):
         name = re.sub(r"\W+", "_", plot.caption.lower()).strip("_")
-        on_white = re.sub(r"^<svg ([^>]*)>", r'<svg color="#222" font-family="sans-serif" \1><rect width="100%" height="100%" fill="#fff"/>', plot.svg)
-        (folder / f"{name}.svg").write_text(on_white + "\n", encoding="utf-8")
+        (folder / f"{name}.svg").write_text(on_white(plot.svg) + "\n", encoding="utf-8")
 
 
 def alphas(comparison: Comparison) -> list[str]:

@@ -1,9 +1,10 @@
-"""What the studies share: cells of one setting in a folder, means over seeds, and two losses against each other."""
+"""What the studies share: plots as files, cells of one setting in a folder, means over seeds, and two losses against each other."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
@@ -17,6 +18,11 @@ def keep_settings(folder: Path, recipe: Path, overrides: Sequence[str]) -> None:
         raise SystemExit(f"{folder} holds cells of other settings ({file}); give another --output")
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings), encoding="utf-8")
+
+
+def on_white(svg: str) -> str:
+    """A plot of the reports as a file of its own: dark on white, whatever the page around it is."""
+    return re.sub(r"^<svg ([^>]*)>", r'<svg color="#222" font-family="sans-serif" \1><rect width="100%" height="100%" fill="#fff"/>', svg)
 
 
 def seeds_of(values: Iterable[float], digits: int) -> str:
