@@ -170,7 +170,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=list(SERIES), choices=list(SERIES))
     parser.add_argument("--points", nargs="+", type=int, help="in place of the usual ones")
     parser.add_argument("--skip", nargs="*", default=[], choices=[*LOSS, *STEP], help="variants to leave out")
-    parser.add_argument("--limit-gib", type=float, default=8.0, help="extra memory of a point (default 8)")
+    parser.add_argument("--limit-gib", type=float, default=13.0, help="extra memory of a point (default 13)")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds of a point with its start (default 120)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
