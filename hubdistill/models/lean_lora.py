@@ -28,7 +28,7 @@ def lean(model: Any) -> Any:
 
 
 class LeanLora(LoraVariant):
-    """PEFT's hook for another forward pass of an adapter. Such a layer trains and answers; PEFT does not merge it."""
+    """PEFT's hook for another forward pass of an adapter; merging is PEFT's own, which would leave the adapter out without a word."""
 
     @staticmethod
     def forward(module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
@@ -39,3 +39,23 @@ class LeanLora(LoraVariant):
         if torch.is_autocast_enabled(x.device.type):  # which chooses the types of each product itself
             return result + up(down(x)) * scale
         return add_lora(result, x, down.weight, up.weight, scale)
+
+    @staticmethod
+    def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The layer's weight with the adapter's share, as a new tensor."""
+        return orig_weight + _share(module, active_adapter, orig_weight)
+
+    @staticmethod
+    def merge_unsafe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> None:
+        """The same in place."""
+        orig_weight.data += _share(module, active_adapter, orig_weight)
+
+    @staticmethod
+    def unmerge(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The layer's weight without it again."""
+        return orig_weight - _share(module, active_adapter, orig_weight)
+
+
+def _share(module: Any, adapter: str, weight: Tensor) -> Tensor:
+    found: Tensor = module.get_delta_weight(adapter)
+    return found.to(weight.dtype)

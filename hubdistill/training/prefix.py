@@ -34,7 +34,7 @@ def who_shares(said: Mapping[str, Sharing], models: Mapping[str, Any], reading: 
 
 @torch.no_grad()
 def tried(who: str, model: Any, reading: Reading, pair: Pair) -> Sharing:
-    """The pair in one row against its two responses apart."""
+    """The pair in one row against its two responses apart; twice, so that the row has a common beginning too, where no images forbid one."""
     if not getattr(base_of(model), "_supports_attention_backend", False):
         return Sharing(False, "its attention cannot be exchanged (transformers' attention interface)")
     training = model.training
@@ -57,6 +57,6 @@ def _in_one_row(who: str, model: Any, reading: Reading, pair: Pair) -> torch.Ten
 
 
 def _states(who: str, model: Any, reading: Reading, pair: Pair, shared: tuple[str, ...]) -> torch.Tensor:
-    batch = reading.collate(rows_of([pair]), shared)
+    batch = reading.collate(rows_of([pair] if pair.images else [pair, pair]), shared)
     view = (batch.teacher, batch.teacher_rows_N, batch.teacher_columns_N) if who == "teacher" else (batch.student, batch.student_rows_N, batch.student_columns_N)
     return reading.hidden(model, *view).float()

@@ -157,7 +157,7 @@ def as_peft(model):
 
 def loss_and_gradients(model) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad(set_to_none=True)
-    loss = model(IDS).logits.float().logsumexp(-1).square().mean()
+    loss = model(IDS).logits.double().logsumexp(-1).square().mean()
     loss.backward()
     return loss.detach(), {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
@@ -186,9 +186,11 @@ def test_adapter_layers_compute_what_pefts_own_do(family, dtype, close):
 def test_adapter_layers_of_a_bfloat16_model_keep_no_copy_of_their_input():
     def kept(model) -> int:
         sizes = {}
+
         def see(tensor):
             sizes[tensor.untyped_storage().data_ptr()] = (tensor.dtype, tensor.numel(), tensor.untyped_storage())
             return tensor
+
         with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
             model(IDS).logits.float().sum()
         inputs = IDS.numel() * 32  # as large as a hidden state, so no weight and no head
@@ -212,3 +214,19 @@ def test_under_autocast_the_products_choose_their_type():
 def test_an_adapter_with_dropout_stays_pefts(student):
     model = lean(get_peft_model(student, LoraConfig(r=2, lora_dropout=0.5, target_modules=["q_proj"])))
     assert not any(layer.lora_variant for layer in model.modules() if isinstance(layer, LoraLayer))
+
+
+@pytest.mark.parametrize("safe", [False, True])
+@torch.no_grad()
+def test_an_adapter_that_was_training_merges_as_pefts_does(safe):
+    model = make_mixed(torch.float32).eval()
+    expected = model(IDS).logits
+    model.merge_adapter(safe_merge=safe)
+    torch.testing.assert_close(model(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    weight = layer.base_layer.weight.clone()
+    model.unmerge_adapter()
+    assert not torch.allclose(layer.base_layer.weight, weight)
+    merged = model.merge_and_unload(safe_merge=safe)
+    torch.testing.assert_close(merged(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(layer, LoraLayer) for layer in merged.modules())

@@ -67,6 +67,18 @@ def test_a_model_that_reads_pairs_rightly_is_let_do_so():
     assert asked(tiny.make_model(1).to(torch.bfloat16)) == (frozenset({"student"}), [])
 
 
+def test_a_common_beginning_is_tried_too(monkeypatch):
+    right = pair_attention.PairTree.positions
+
+    def wrong(tree):
+        return right(tree) - tree.common if tree.common else right(tree)
+
+    monkeypatch.setattr(pair_attention.PairTree, "positions", lambda tree: wrong(tree).clamp(min=0))
+    found, notes = asked(tiny.make_model(1))
+    assert not found
+    assert "reads each prompt twice" in notes[0]
+
+
 def test_what_the_config_says_is_not_tried():
     assert asked(None, Sharing(False, "it has wheels")) == (frozenset(), ["the student reads each prompt twice, once for each response of its pair: it has wheels"])
 
