@@ -110,7 +110,7 @@ def _ours(inputs: Inputs, alpha: Any) -> Tensor:
 
 
 def plain(inputs: Inputs) -> Tensor:
-    """The released arithmetic written out plainly: full logits, log-softmax, both divergences on all rows, autograd."""
+    """Eq. 2 written out plainly: full logits, log-softmax, both divergences on all rows, autograd."""
     hidden, alpha = inputs.responses.student_ND, 0.1
     log_p = (inputs.responses.teacher_ND @ inputs.teacher.weight.t()).to(compute_dtype(hidden)).log_softmax(-1)
     log_q = (hidden @ inputs.student.weight.t()).to(compute_dtype(hidden)).log_softmax(-1)
@@ -166,7 +166,7 @@ VARIANTS: dict[str, tuple[str, Callable[[Inputs], Any]]] = {
     "curriculum": ("hubdistill, skl + srkl, alpha per response", ours_curriculum),
     "trl": ("TRL chunked, JSD", trl_jsd),
     "liger": ("Liger fused, JSD", liger_jsd),
-    "plain": ("full logits, skl + srkl written out plainly", plain),
+    "plain": ("full logits, both divergences on all rows", plain),
 }
 
 

@@ -157,9 +157,9 @@ def _whole_logits(case: Case, who: str) -> Tensor:
     return model(**inputs.tokens, **pixels, use_cache=False).logits[..., : case.vocab]
 
 
-def official(case: Case) -> Tensor:
-    """Eq. 2 as the paper's authors compute it, written out plainly: a concatenated batch, logits over the whole vocabulary of both models on
-    every position, log-softmax of both, then skl on the teacher responses and srkl on the student responses, masked to the response."""
+def official(case: Case, everywhere: bool = False) -> Tensor:
+    """Eq. 2 written out plainly: a concatenated batch, logits over the whole vocabulary of both models on every position, log-softmax of
+    both, then skl on the teacher responses and srkl on the student responses, or both of them `everywhere`, masked to the response."""
     with torch.no_grad():
         log_p = _whole_logits(case, "teacher").float().log_softmax(-1)
     log_q = _whole_logits(case, "student").float().log_softmax(-1)
@@ -172,14 +172,22 @@ def official(case: Case) -> Tensor:
     if log_p.shape != log_q.shape:  # the two models of a vision recipe have other numbers of image tokens, so the response has to be cut out first
         log_p, log_q = (logp[mask].view(len(logp), -1, case.vocab) for logp, mask in zip((log_p, log_q), masks, strict=True))
         masks = [torch.ones(log_q.shape[:2], dtype=torch.bool, device=case.device)] * 2
-    half = len(case.pairs)
-    upper, lower = (log_p[:half], log_q[:half]), (log_p[half:], log_q[half:])
-    mix = torch.logaddexp(upper[0] + math.log(ALPHA), upper[1] + math.log(1 - ALPHA))
-    skl = (upper[0].exp() * (upper[0] - mix)).sum(-1)
-    mix = torch.logaddexp(lower[0] + math.log(1 - ALPHA), lower[1] + math.log(ALPHA))
-    srkl = (lower[1].exp() * (lower[1] - mix)).sum(-1)
+    half, parts = len(case.pairs), (slice(None), slice(None))
+    if not everywhere:
+        parts = (slice(half), slice(half, None))
+    skl, srkl = _skl(log_p[parts[0]], log_q[parts[0]])[:half], _srkl(log_p[parts[1]], log_q[parts[1]])[-half:]
     sides = [(value * mask).sum(-1) / mask.sum(-1) for value, mask in ((skl, masks[1][:half]), (srkl, masks[1][half:]))]
     return 0.5 * ((1 - BETA) * sides[0] + BETA * sides[1]).mean()
+
+
+def _skl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    mix = torch.logaddexp(log_p + math.log(ALPHA), log_q + math.log(1 - ALPHA))
+    return (log_p.exp() * (log_p - mix)).sum(-1)
+
+
+def _srkl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    mix = torch.logaddexp(log_p + math.log(1 - ALPHA), log_q + math.log(ALPHA))
+    return (log_q.exp() * (log_q - mix)).sum(-1)
 
 
 def trl_distillation(case: Case) -> Tensor:
@@ -241,6 +249,7 @@ VARIANTS: dict[str, tuple[str, Callable[[Case], Tensor]]] = {
     "shared": ("hubdistill, prompt read once", lambda case: ours(case, True)),
     "unshared": ("hubdistill, prompt read twice", lambda case: ours(case, False)),
     "official": ("official arithmetic, written out plainly", official),
+    "everywhere": ("the same, both divergences on all rows", lambda case: official(case, everywhere=True)),
     "trl": ("TRL DistillationTrainer, JSD in chunks", trl_distillation),
     "gkd": ("TRL GKDTrainer, JSD", trl_gkd),
     "liger": ("prompt read twice, Liger's fused JSD", liger),

@@ -32,10 +32,10 @@ def case(script, tmp_path):
 
 def test_a_step_has_one_gradient_however_it_is_done(script, case):
     step, distance = script("train_step_variants").step, script("train_step").distance
-    found = {name: {key: value.clone() for key, value in step(case, name).items()} for name in ("official", "shared", "unshared")}
+    found = {name: {key: value.clone() for key, value in step(case, name).items()} for name in ("official", "everywhere", "shared", "unshared")}
     assert len(found["official"]) == 2 * 7 * 2  # A and B of seven layers in each of two blocks
-    assert distance(found["shared"], found["official"]) < 1e-4
-    assert distance(found["unshared"], found["official"]) < 1e-4
+    for name in ("everywhere", "shared", "unshared"):
+        assert distance(found[name], found["official"]) < 1e-4
 
 
 def test_ligers_loss_is_the_jsd(script):
