@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hubdistill.losses.chunked import Head, Responses, chunked_divergence
 from hubdistill.losses.head import compute_dtype
-from hubdistill.losses.tiles import tile_rows
+from hubdistill.losses.tiles import tile_rows, whole_budget
+from hubdistill.models.hardware import device_memory
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def ours_curriculum(inputs: Inputs) -> Tensor:
 
 
 def _ours(inputs: Inputs, alpha: Any) -> Tensor:
-    loss, _ = chunked_divergence(inputs.responses, inputs.student, inputs.teacher, inputs.weights, alpha)
+    whole = whole_budget(device_memory(inputs.weights.device))  # as the trainer does
+    loss, _ = chunked_divergence(inputs.responses, inputs.student, inputs.teacher, inputs.weights, alpha, whole_bytes=whole)
     return torch.autograd.grad(loss, inputs.responses.student_ND)[0]
 
 

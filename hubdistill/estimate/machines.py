@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -79,17 +78,11 @@ def this_machine(device: str) -> Machine:
 @cache
 def _cpu() -> Machine:
     """This CPU, its speed measured in a tenth of a second, once."""
-    return Machine(name="this machine's CPU", kind="cpu", memory=_main_memory(), tflops=_products(), gb_per_second=_bandwidth())
+    import torch
 
+    from hubdistill.models.hardware import device_memory
 
-def _main_memory() -> int:
-    """Bytes of main memory that a process can have: all, or what its control group allows."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            return min(total, int(file.read()))
-    except (OSError, ValueError):  # no control groups here, or "max"
-        return total
+    return Machine(name="this machine's CPU", kind="cpu", memory=device_memory(torch.device("cpu")), tflops=_products(), gb_per_second=_bandwidth())
 
 
 def _products() -> float:

@@ -15,7 +15,7 @@ from hubdistill.estimate.traces import trace
 from hubdistill.estimate.weights import BYTES, Counts, adapter_count, count, model_bytes, settings_of
 from hubdistill.evaluation.budget import ROWS, TILE_BYTES
 from hubdistill.losses.head import CAST_BYTES
-from hubdistill.losses.tiles import CPU_BUDGET, DEVICE_BUDGET
+from hubdistill.losses.tiles import fitting, usual_budget, whole_budget
 from hubdistill.models.quantized_config import stored
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Sizes:
 
     plan: Plan
     kind: str  # of the device
+    memory: int = 0  # of the device, bytes; where what is held depends on it
 
     def dtype(self, who: str) -> str:
         spec, facts = getattr(self.plan.recipe, who), self.facts(who)
@@ -113,7 +114,7 @@ class Sizes:
 
 def memory_of(plan: Plan, machine: Machine) -> list[StageMemory]:
     """The stages of a run on a device, in their order. Raises InputError for a config of which no model can be made."""
-    sizes = Sizes(plan, machine.kind)
+    sizes = Sizes(plan, machine.kind, machine.memory)
     found = [_sampling(sizes, machine, who) for who in ("teacher", "student")]
     if plan.recipe.warmup.kind != "none":
         found.insert(1, _warm_up(sizes))
@@ -216,8 +217,8 @@ def _loss(sizes: Sizes, pairs: int) -> int:
     """Buffers of the chunked loss (losses/chunked.py) at N = 2 R tokens a pair, and hidden states with their gradients."""
     recipe, vocab = sizes.plan.recipe, sizes.plan.vocab or sizes.counts("student").vocab
     tokens, student, teacher = 2 * pairs * recipe.sampling.max_tokens, sizes.counts("student"), sizes.counts("teacher")
-    budget = CPU_BUDGET if sizes.kind == "cpu" else DEVICE_BUDGET
-    tile = min(tokens, max(1, budget // (2 * vocab * 4)))
+    longest = recipe.sampling.max_tokens if sizes.plan.preset.anchor != "off" else 0  # alpha needs it whole
+    tile = min(tokens, fitting(usual_budget(sizes.kind), 2 * vocab * 4, longest=longest, whole_bytes=whole_budget(sizes.memory)))
     narrow = tile * vocab * 2 if sizes.kind == "cuda" and sizes.dtype("student") == "bfloat16" else 0  # the gradient's own buffer
     casts = sum(CAST_BYTES for who in ("teacher", "student") if sizes.kind == "cpu" and sizes.dtype(who) != "float32")
     return 2 * tile * vocab * 4 + narrow + casts + tokens * (student.hidden * 4 * 3 + teacher.hidden * 4)

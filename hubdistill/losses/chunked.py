@@ -65,21 +65,22 @@ def chunked_divergence(
     mix_grad: MixGrad = "exact",
     vocab: int | None = None,
     budget_bytes: int | None = None,
+    whole_bytes: int = 0,
 ) -> tuple[Tensor, Tokens]:
     """sum_n weights_N[n] * divergence_N[n], differentiable in `student_ND` and in a student head that trains.
 
     `kinds` names the divergence on teacher and on student responses: kl, rkl, skl, srkl, jsd (alpha is its b), tv or nll.
     `vocab` slices both heads to the common vocabulary. `budget_bytes` bounds both logit buffers together (default
-    256 MiB on CPU, 1 GiB elsewhere). With an alpha rule, tiles hold whole responses; one that does not fit costs two
-    more head products, because alpha has to be known before its first row. Raises ValueError for arguments that do
-    not fit each other. Gradients: closed forms of docs/method.md, formed in the forward pass and scaled in backward.
+    256 MiB on CPU, 1 GiB elsewhere). With an alpha rule, tiles hold whole responses, because alpha has to be known before
+    the first row: the buffers grow to the longest response where that takes no more than `whole_bytes`; one that does not
+    fit costs two more head products. Raises ValueError for arguments that do not fit each other. Gradients: closed forms of docs/method.md, formed in the forward pass and scaled in backward.
     """
     if vocab is not None:
         student_head, teacher_head = student_head.first(vocab), teacher_head.first(vocab)
     lengths = _check(responses, student_head, teacher_head, weights_N, alpha, kinds)
     trainable = (responses.student_ND, student_head.weight, student_head.bias)
     needs = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in trainable)
-    job = _Job(responses, lengths, student_head, teacher_head, weights_N, alpha, kinds, mix_grad, budget_bytes, needs)
+    job = _Job(responses, lengths, student_head, teacher_head, weights_N, alpha, kinds, mix_grad, (budget_bytes, whole_bytes), needs)
     loss, *tokens = _Divergence.apply(*trainable, job) if any(needs) else _work(job)[0]
     return loss, Tokens(*tokens)
 
@@ -143,7 +144,7 @@ class _Job:
     alpha: float | AlphaRule
     kinds: tuple[str, str]
     mix_grad: MixGrad
-    budget_bytes: int | None
+    budgets: tuple[int | None, int]  # bytes, and those for the sake of a whole response
     needs: tuple[bool, ...]  # gradient of hidden states, head weight, head bias
 
 
@@ -185,7 +186,8 @@ class _Sweep:
     def __init__(self, job: _Job):
         self.job, hidden = job, job.responses.student_ND
         self.dtype, size = compute_dtype(hidden), job.student_head.weight.shape[0]
-        count, self.rows = len(hidden), tile_rows(hidden, size, job.budget_bytes, models=2)
+        count, longest = len(hidden), max(job.lengths, default=0) if callable(job.alpha) else 0
+        self.rows = tile_rows(hidden, size, job.budgets[0], models=2, longest=longest, whole_bytes=job.budgets[1])
         tile = min(self.rows, count)
 
         def new(*shape: int) -> Tensor:

@@ -148,6 +148,7 @@ def contrastive_loss(
     side_tokens: tuple[int, int] | None = None,
     vocab: int | None = None,
     budget_bytes: int | None = None,
+    whole_bytes: int = 0,
     reference_logp_N: Tensor | None = None,
 ) -> tuple[Tensor, Tokens]:
     """Eq. 2: 1/2 [(1-beta) mean skl on teacher responses + beta mean srkl on student responses], in nats.
@@ -178,7 +179,7 @@ def contrastive_loss(
         return policy_gradient_loss(responses, student_head, teacher_head, weights_N, reference_logp_N, share, vocab=vocab, budget_bytes=budget_bytes)
     return chunked_divergence(
         responses, student_head, teacher_head, weights_N, alpha,
-        kinds=preset.kinds, mix_grad=preset.mix_grad, vocab=vocab, budget_bytes=budget_bytes,
+        kinds=preset.kinds, mix_grad=preset.mix_grad, vocab=vocab, budget_bytes=budget_bytes, whole_bytes=whole_bytes,
     )  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,3 +45,17 @@ def hardware(device: str) -> str:
 def _cpuinfo() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+
+@cache
+def device_memory(device: torch.device) -> int:
+    """Bytes of a device's memory; of a CPU's what a process can have: all, or what its control group allows."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(device).total_memory
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no control groups here, or "max"
+        return total

@@ -11,7 +11,9 @@ optimiser step holds, and so what is learnt, does not change.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -90,9 +92,38 @@ class WithNobody(Dataset[Any]):
         return len(self.rows)
 
 
+class Ahead(DataLoader[Any]):
+    """A loader that makes its next `ahead` micro-batches in a thread while one is trained on: that is when images are read and resized.
+
+    Not in processes, as DataLoader's own workers: those hand tensors over in /dev/shm, of which a container has 64 MB.
+    """
+
+    def __init__(self, *args: Any, ahead: int, **kwargs: Any):
+        self.ahead = ahead
+        super().__init__(*args, **kwargs)
+
+    def __iter__(self) -> Any:
+        return made_ahead(super().__iter__(), self.ahead)
+
+
+END = object()
+
+
+def made_ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
+    """The same items in the same order; a thread takes up to `count` more than were asked for. What it raises is raised at its place."""
+    thread = ThreadPoolExecutor(1, "ahead")
+    try:
+        waiting = deque(thread.submit(next, items, END) for _ in range(count + 1))
+        while (item := waiting.popleft().result()) is not END:
+            yield item
+            waiting.append(thread.submit(next, items, END))
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
 def loader(rows: Any, collate: Callable[[Sequence[Any]], Any], arguments: TrainingArguments, lengths: Sequence[int]) -> DataLoader[Any]:
     """What a Trainer with these arguments takes its micro-batches from; `lengths` are the rows' in tokens. `collate` gets [None] for nobody."""
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     order = Order(len(rows), arguments.per_device_train_batch_size, seed, arguments.process_index, arguments.world_size,
                   lengths=lengths, step=arguments.gradient_accumulation_steps * arguments.world_size)  # fmt: skip
-    return DataLoader(WithNobody(rows), batch_sampler=order, collate_fn=collate)
+    return Ahead(WithNobody(rows), batch_sampler=order, collate_fn=collate, ahead=arguments.gradient_accumulation_steps)  # the Trainer takes a step's at once

@@ -17,7 +17,9 @@ from hubdistill.errors import TrainingError
 from hubdistill.losses.chunked import Head, Responses
 from hubdistill.losses.contrastive import LossPreset, contrastive_loss, response_gaps
 from hubdistill.losses.schedules import AlphaCurriculum, beta_at
+from hubdistill.losses.tiles import whole_budget
 from hubdistill.modalities.base import Batch, Reading, rows_of
+from hubdistill.models.hardware import device_memory
 from hubdistill.models.load import base_of, head_of
 from hubdistill.models.pair_attention import pair_attention
 from hubdistill.pairs.join import Pair, Pairs
@@ -178,7 +180,7 @@ class ContrastiveTrainer(Trainer):
         loss, per_token = contrastive_loss(
             responses, self._student_head, settings.teacher.head, settings.preset, beta=beta,
             alpha=settings.curriculum.rule(), pairs=pairs, side_tokens=(tokens[0], tokens[1]), vocab=settings.vocab,
-            reference_logp_N=settings.reference_logps(micro.prompt_ids),
+            whole_bytes=whole_budget(device_memory(device)), reference_logp_N=settings.reference_logps(micro.prompt_ids),
         )  # fmt: skip
         if not torch.isfinite(loss):
             raise TrainingError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hubdistill.errors import DoesNotFit
+from hubdistill.estimate import memory
 from hubdistill.estimate.fit import CHANGES, cheapest_fix, held, too_large
 from hubdistill.estimate.forecast import forecast
 from hubdistill.estimate.machines import GPUS, gpu_named
@@ -192,3 +193,16 @@ def test_a_run_that_may_not_fit_says_so_before_it_starts(recipe, monkeypatch, ca
     assert code == 0, "the forecast is of the longest prompts and responses"
     assert "warning: the run may need more memory than there is: " in said
     assert "no setting of the recipe changes that; the smallest GPU of the table that it fits as it is: T4" in " ".join(said.split())
+
+
+def test_the_longest_response_is_held_whole_where_alpha_needs_it(plan, monkeypatch):
+    monkeypatch.setattr(memory, "usual_budget", lambda kind: 1)  # a tile of one row
+
+    def loss(of, main_memory):
+        return memory._loss(memory.Sizes(of, "cpu", main_memory), 4)
+
+    row, longest = 2 * plan.vocab * 4, plan.recipe.sampling.max_tokens
+    assert loss(plan, 16 * longest * row) - loss(plan, 0) == (longest - 1) * row
+    assert loss(plan, 16 * longest * row - 16) == loss(plan, 0)
+    off = replace(plan, preset=replace(plan.preset, anchor="off"))
+    assert loss(off, 16 * longest * row) == loss(off, 0)

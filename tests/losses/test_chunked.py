@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hubdistill.losses.chunked import Responses, chunked_divergence, label_logps
+from hubdistill.losses.head import Projector
 from tests.losses import plain
 
 LENGTHS, FLAGS = [3, 7, 1, 12, 5, 9], [0, 1, 1, 0, 1, 0]
@@ -25,12 +26,12 @@ def rule(teacher, student, from_student):
     return 0.02 + 0.1 * torch.sigmoid(2 * (teacher - student)) + 0.05 * from_student
 
 
-def compare(case: plain.Case, alpha, *, kinds=("skl", "srkl"), mix_grad="exact", rows=None, rtol=1e-11):
-    """Loss, divergences and every gradient; returns the tokens."""
+def compare(case: plain.Case, alpha, *, kinds=("skl", "srkl"), mix_grad="exact", rows=None, rtol=1e-11, whole=0):
+    """Loss, divergences and every gradient; returns the tokens. `whole`: rows that a tile may have for the sake of a whole response."""
     size = None if rows is None else budget(case, rows)
     loss, tokens = chunked_divergence(
         case.responses, case.student, case.teacher, case.weights, alpha,
-        kinds=kinds, mix_grad=mix_grad, vocab=case.vocab, budget_bytes=size,
+        kinds=kinds, mix_grad=mix_grad, vocab=case.vocab, budget_bytes=size, whole_bytes=budget(case, whole),
     )  # fmt: skip
     if callable(alpha):
         with torch.no_grad():
@@ -79,6 +80,21 @@ def test_heads(head, kinds, trainable):
 def test_alpha_rule(rows):
     """Whole responses per tile (12 holds the longest), and two passes over those that do not fit (below 12)."""
     compare(plain.make_case(LENGTHS, FLAGS), rule, rows=rows)
+
+
+@pytest.mark.parametrize(("whole", "alpha", "rows_multiplied"), [(0, rule, 37 + 12 + 9), (11, rule, 37 + 12 + 9), (12, rule, 37), (12, 0.1, 37)])
+def test_a_long_response_is_multiplied_with_the_head_once_where_memory_allows(monkeypatch, whole, alpha, rows_multiplied):
+    """Of 37 rows, the responses of 12 and 9 do not fit a budget of 8."""
+    counted, logits = [], Projector.logits
+
+    def counting(self, hidden, out):
+        counted.append(len(hidden))
+        return logits(self, hidden, out)
+
+    monkeypatch.setattr(Projector, "logits", counting)
+    compare(plain.make_case(LENGTHS, FLAGS), alpha, rows=8, whole=whole)
+    assert sum(counted) == 2 * rows_multiplied  # by both models
+    assert max(counted) <= (12 if whole == 12 and callable(alpha) else 8)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 1000])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import combinations, pairwise
 
 import pytest
+import torch
 from accelerate.data_loader import SeedableRandomSampler
 
-from hubdistill.training.order import NOBODY, Order, by_length
+from hubdistill.training.order import NOBODY, Ahead, Order, by_length, made_ahead
 
 
 @pytest.mark.parametrize("rows", [1, 7, 10])
@@ -69,3 +71,49 @@ def test_the_same_rows_in_two_passes_and_after_a_resume():
     settings = {"lengths": [3, 9, 1, 4, 4, 8, 2], "step": 2}
     first, again = Order(7, 2, 5, **settings), Order(7, 2, 5, **settings)
     assert [list(first), list(first)] == [list(again), list(again)]
+
+
+def test_items_are_made_while_another_is_at_work_and_no_more_than_asked():
+    made, enough = [], threading.Event()
+
+    def items():
+        for number in range(9):
+            made.append(number)
+            if len(made) == 3:
+                enough.set()
+            yield number
+
+    found = made_ahead(items(), 2)
+    assert next(found) == 0
+    assert enough.wait(30)  # the consumer asks for nothing, and two more are made all the same
+    assert made == [0, 1, 2]
+    assert list(found) == list(range(1, 9))
+
+
+def test_an_error_ahead_is_raised_at_its_place():
+    def items():
+        yield from "ab"
+        raise ValueError("row 3 has no image")
+
+    found = made_ahead(items(), 5)
+    assert [next(found), next(found)] == ["a", "b"]
+    with pytest.raises(ValueError, match="row 3"):
+        next(found)
+
+
+def test_who_stops_early_leaves_no_thread():
+    before = threading.active_count()
+    found = made_ahead(iter(range(10**9)), 3)
+    next(found)
+    assert threading.active_count() == before + 1
+    found.close()
+    assert threading.active_count() == before
+
+
+def test_a_loader_that_works_ahead_gives_what_another_gives_and_draws_no_other_numbers():
+    rows = torch.arange(11)
+    found = []
+    for loader in (torch.utils.data.DataLoader(rows, batch_sampler=Order(11, 2, 7)), Ahead(rows, batch_sampler=Order(11, 2, 7), ahead=3)):
+        torch.manual_seed(0)
+        found.append([[batch.tolist() for _ in range(2) for batch in loader], torch.rand(1).item(), len(loader)])
+    assert found[0] == found[1]
