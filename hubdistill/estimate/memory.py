@@ -13,7 +13,7 @@ from hubdistill.estimate.calls import Call, Trace
 from hubdistill.estimate.machines import GIB, Machine
 from hubdistill.estimate.traces import trace
 from hubdistill.estimate.weights import BYTES, Counts, adapter_count, count, model_bytes, settings_of
-from hubdistill.evaluation.budget import ROWS, TILE_BYTES
+from hubdistill.evaluation.budget import KEPT_BYTES, ROWS, TILE_BYTES
 from hubdistill.losses.head import CAST_BYTES
 from hubdistill.losses.tiles import fitting, usual_budget, whole_budget
 from hubdistill.models.quantized_config import stored
@@ -230,8 +230,9 @@ def _evaluation(sizes: Sizes) -> StageMemory:
     length = recipe.prompts.max_tokens + recipe.sampling.max_tokens
     tile = min(TILE_BYTES, ROWS * recipe.sampling.max_tokens * (sizes.plan.vocab or sizes.counts("student").vocab) * 4)
     scoring = max(sizes.trace(who, ROWS, length).forward for who in ("teacher", "student")) + 8 * tile  # token_metrics
+    held = recipe.prompts.heldout * recipe.sampling.max_tokens * sizes.counts("teacher").hidden * BYTES[sizes.dtype("teacher")]
     judged = [(one.questions or recipe.prompts).max_tokens + one.max_tokens for one in recipe.evaluate if one.judge]
     saying = sum(_generation(sizes, "student", recipe.sampling.batch_size, max([length, *judged]) - length).values())
     apart = sizes.plan.recipe.teacher.device not in ("auto", recipe.train.device)
     return StageMemory("evaluation", {"student": sizes.weights("student") + sizes.adapter * 4, "teacher": 0 if apart else sizes.weights("teacher"),
-                                      "activations, keys and values": max(scoring, saying)} | sizes.mapped)  # fmt: skip
+                                      "activations, keys and values": max(scoring, saying), "what the teacher said": min(KEPT_BYTES, held)} | sizes.mapped)  # fmt: skip

@@ -92,8 +92,7 @@ def measure(heldout: HeldOut, specs: Sequence[EvaluationSpec], also: Also | None
     kinds: set[str] = {spec.kind for spec in specs}
     if "divergence" in kinds:
         # The teacher on its own responses: only its NLL (the entropy of what it said) can be above zero.
-        own = heldout.scorer.score(heldout.scorer.teacher, list(heldout.teacher_responses.rows()))
-        heldout.keep("teacher", "nll", ON_TEACHER, own["nll"])
+        heldout.keep("teacher", "nll", ON_TEACHER, heldout.scorer.nll(heldout.scorer.teacher, list(heldout.teacher_responses.rows())))
         _score_truth(heldout, "teacher", heldout.scorer.teacher)
     if heldout.preferences:
         _score_preferences(heldout, "teacher", heldout.scorer.teacher)
@@ -122,7 +121,7 @@ def _measure_subject(heldout: HeldOut, subject: Subject, kinds: set[str], also: 
     with subject.opened() as model:
         own = list(subject.responses(model).rows())
         for on, responses in ((ON_TEACHER, teacher), (ON_OWN, own)) if kinds & {"divergence", "acceptance"} else ():
-            for metric, values in heldout.scorer.score(model, responses).items():
+            for metric, values in heldout.scorer.score(model, responses, again=on == ON_TEACHER).items():
                 if _asked(metric, on, kinds):
                     heldout.keep(subject.name, metric, on, values)
         if "divergence" in kinds:
@@ -143,7 +142,7 @@ def _asked(metric: str, on: str, kinds: set[str]) -> bool:
 
 def _score_truth(heldout: HeldOut, name: str, model: PreTrainedModel) -> None:
     if heldout.truth:
-        heldout.keep(name, "nll", ON_TRUTH, heldout.scorer.score(model, heldout.truth)["nll"])
+        heldout.keep(name, "nll", ON_TRUTH, heldout.scorer.nll(model, heldout.truth))
 
 
 def _score_preferences(heldout: HeldOut, name: str, model: PreTrainedModel) -> None:

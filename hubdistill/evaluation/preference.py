@@ -29,5 +29,5 @@ class Preferences:
 
 def _summed(scorer: Scorer, model: Any, responses: Sequence[Response]) -> dict[str, float]:
     """Prompt id -> log-probability of its response, nats."""
-    nll = scorer.score(model, responses)["nll"]
+    nll = scorer.nll(model, responses)
     return {one.prompt_id: -nll[one.prompt_id] * len(one.response_ids) for one in responses}

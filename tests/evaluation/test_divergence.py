@@ -1,10 +1,12 @@
 """The scorer against full logits, one sequence at a time, in float64."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from hubdistill.evaluation import divergence
 from hubdistill.evaluation.divergence import Scorer
 from hubdistill.modalities.base import Reading
 from hubdistill.modalities.text import TEXT
@@ -51,6 +53,34 @@ def assert_equal(found, teacher, student, rows, vocab: int = VOCAB):
     for metric, values in found.items():
         expected = {row.prompt_id: naive(teacher, student, row, vocab)[metric] for row in rows}
         assert values == pytest.approx(expected, rel=1e-4, abs=1e-5), metric
+
+
+class Counted:
+    """A reading that counts the rows each model reads."""
+
+    def __init__(self):
+        self.rows = {}
+
+    def __getattr__(self, name):
+        return getattr(READING, name)
+
+    def hidden(self, model, inputs, rows, columns):
+        self.rows[model] = self.rows.get(model, 0) + len(inputs.tokens["input_ids"])
+        return READING.hidden(model, inputs, rows, columns)
+
+
+@pytest.mark.parametrize(("kept", "read"), [(2**20, 11), (0, 33)])
+def test_the_teacher_reads_what_comes_again_once_and_nothing_for_an_nll(monkeypatch, teacher, student, kept, read):
+    monkeypatch.setattr(divergence, "KEPT_BYTES", kept)
+    rows, reading = responses(11), Counted()
+    scorer = Scorer(teacher, reading, VOCAB)
+    found = [scorer.score(student, rows, again=True) for _ in range(3)]
+    assert found == [Scorer(teacher, READING, VOCAB).score(student, rows)] * 3
+    assert reading.rows == {teacher: read, student: 33}
+    assert scorer.nll(student, rows) == found[0]["nll"]
+    assert reading.rows[teacher] == read
+    other = [replace(row, response_ids=row.response_ids[::-1]) for row in rows]
+    assert_equal(scorer.score(student, other, again=True), teacher, student, other)  # other responses to the same prompts are read anew
 
 
 def test_every_metric_is_that_of_full_logits_one_sequence_at_a_time(teacher, student):

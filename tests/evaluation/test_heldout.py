@@ -37,8 +37,16 @@ class StandInScorer:
     teacher: str = "the teacher"
     asked: list = field(default_factory=list)
 
-    def score(self, model, responses):
+    def score(self, model, responses, *, again):
         (who,) = {response.response_ids[0] for response in responses}
+        assert again == (who == self.teacher)  # whose responses every subject is measured on
+        return self._values(model, responses, who)
+
+    def nll(self, model, responses):
+        (who,) = {response.response_ids[0] for response in responses}
+        return self._values(model, responses, who)["nll"]
+
+    def _values(self, model, responses, who):
         self.asked.append((model, who))
         return {metric: {row.prompt_id: LEVEL[model] + offset + SPREAD[row.prompt_id] for row in responses} for metric, offset in OFFSET.items()}
 
