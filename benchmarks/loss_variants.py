@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hubdistill.losses.budget import whole_budget
 from hubdistill.losses.chunked import Head, Responses, chunked_divergence
 from hubdistill.losses.head import compute_dtype
-from hubdistill.losses.tiles import tile_rows, whole_budget
+from hubdistill.losses.tiles import tile_rows
 from hubdistill.models.hardware import device_memory
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import time
 import warnings
 from typing import Any
@@ -212,6 +213,9 @@ def calm_libraries() -> None:
     warnings.filterwarnings("ignore")
     for name in ("bitsandbytes", "kernels", "datasets", "trl", "transformers", "accelerate", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
+    if "transformers" not in sys.modules and os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
+        return  # silent from its import on, which takes a second, and which `plan` can often do without
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

@@ -34,6 +34,7 @@ from hubdistill.plan_checks import (
     check_vllm,
     judgements,
     planned_processes,
+    vocabulary_of,
 )
 from hubdistill.recipe import LoadedRecipe, Recipe
 from hubdistill.targets import target_named
@@ -196,7 +197,7 @@ def make_plan(loaded: LoadedRecipe, *, offline: bool = False, elsewhere: bool = 
     problems += [] if problems else check_readers(target, {"teacher": teacher, "student": source})
     problems += [] if problems else check_judges(recipe, prompts, questions)
     problems += [] if problems or not ask_server else check_server(recipe)
-    vocab = None if problems else _common_vocab(teacher, source, offline, problems)
+    vocab = None if problems else vocabulary_of(teacher, source, offline, problems)
     if problems:
         raise RecipeError([f"{loaded.path}: {problem}" for problem in problems])
     most = _most_prompts(recipe.prompts.count, prompts.rows, recipe.prompts.heldout)
@@ -256,33 +257,6 @@ def _under(key: str, problem: HubdistillError) -> list[str]:
     block, _, field = key.rpartition(".")
     own = re.compile(rf"{re.escape(block)}\.(\w+_column|column|{field}): ")
     return [line if own.match(line) else f"{key}: {line}" for line in str(problem).splitlines()]
-
-
-def _common_vocab(teacher: ModelFacts, student: ModelFacts, offline: bool, problems: list[str]) -> int | None:
-    """Compare the tokenizers (no weights); None where they are not at hand offline."""
-    if not teacher.config or not student.config:
-        return None
-    teacher_rows, student_rows = (facts.text_config.get("vocab_size") for facts in (teacher, student))
-    if not (isinstance(teacher_rows, int) and isinstance(student_rows, int)):
-        return None
-    if (teacher.location, teacher.commit) == (student.location, student.commit):
-        return min(teacher_rows, student_rows)
-    from hubdistill.models.load import load_tokenizer
-    from hubdistill.models.vocab import common_vocab
-
-    tokenizers = []
-    for role, facts in (("teacher", teacher), ("student", student)):
-        try:
-            tokenizers.append(load_tokenizer(facts, offline=offline))
-        except HubdistillError as problem:
-            problems += [] if offline and facts.kind == "hub" else [f"{role}.model: {problem}"]
-    if len(tokenizers) < 2:
-        return None
-    try:
-        return common_vocab(tokenizers[0], tokenizers[1], teacher_rows, student_rows)
-    except HubdistillError as problem:
-        problems.append(f"student.model: {problem}")
-        return None
 
 
 def _most_prompts(count: int | None, rows: int | None, heldout: int) -> int | None:

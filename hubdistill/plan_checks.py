@@ -10,7 +10,7 @@ from typing import Any
 from hubdistill.errors import HubdistillError
 from hubdistill.evaluation.judge import judges
 from hubdistill.models.quantized_config import stored
-from hubdistill.models.sources import ModelFacts
+from hubdistill.models.sources import NOT_RESOLVED, ModelFacts
 from hubdistill.pairs.prompt_sources import SourceFacts
 from hubdistill.pairs.server_client import key_of
 from hubdistill.pairs.vllm_images import FAMILIES
@@ -244,3 +244,41 @@ def check_readers(target: Target, models: dict[str, ModelFacts]) -> list[str]:
         except HubdistillError as problem:
             problems.append(f"{role}.model: {problem}")
     return problems
+
+
+def vocabulary_of(teacher: ModelFacts, student: ModelFacts, offline: bool, problems: list[str]) -> int | None:
+    """Compare the tokenizers (no weights); None where they are not at hand offline."""
+    if not teacher.config or not student.config:
+        return None
+    teacher_rows, student_rows = (facts.text_config.get("vocab_size") for facts in (teacher, student))
+    if not (isinstance(teacher_rows, int) and isinstance(student_rows, int)):
+        return None
+    if (teacher.location, teacher.commit) == (student.location, student.commit):
+        return min(teacher_rows, student_rows)
+    from hubdistill.models.kept import kept
+
+    def compared() -> int | None:
+        return _compared_vocab(teacher, student, (teacher_rows, student_rows), offline, problems)
+
+    known = NOT_RESOLVED not in (teacher.commit, student.commit)
+    names = [[facts.location, facts.commit, facts.trust_remote_code] for facts in (teacher, student)]
+    return kept(["common vocabulary", names, teacher_rows, student_rows], compared) if known else compared()
+
+
+def _compared_vocab(teacher: ModelFacts, student: ModelFacts, sizes: tuple[int, int], offline: bool, problems: list[str]) -> int | None:
+    from hubdistill.models.load import load_tokenizer
+    from hubdistill.models.vocab import common_vocab
+
+    tokenizers = []
+    for role, facts in (("teacher", teacher), ("student", student)):
+        try:
+            tokenizers.append(load_tokenizer(facts, offline=offline))
+        except HubdistillError as problem:
+            problems += [] if offline and facts.kind == "hub" else [f"{role}.model: {problem}"]
+    if len(tokenizers) < 2:
+        return None
+    try:
+        return common_vocab(tokenizers[0], tokenizers[1], *sizes)
+    except HubdistillError as problem:
+        problems.append(f"student.model: {problem}")
+        return None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, replace
+from datetime import date
 from difflib import get_close_matches
 from functools import cache
 
 from hubdistill.errors import InputError
+from hubdistill.models.hardware import main_memory, processor
+from hubdistill.models.kept import kept
 
 GIB = 2**30
 
@@ -63,6 +67,8 @@ def priced(machine: Machine, usd_per_hour: float | None) -> Machine:
 
 def this_machine(device: str) -> Machine:
     """The device that a recipe's `train.device` means here. Raises InputError where it is not there."""
+    if device == "cpu":  # without torch, which takes a second to import
+        return _cpu()
     import torch
 
     from hubdistill.models.hardware import pick_device
@@ -77,12 +83,10 @@ def this_machine(device: str) -> Machine:
 
 @cache
 def _cpu() -> Machine:
-    """This CPU, its speed measured in a tenth of a second, once."""
-    import torch
-
-    from hubdistill.models.hardware import device_memory
-
-    return Machine(name="this machine's CPU", kind="cpu", memory=device_memory(torch.device("cpu")), tflops=_products(), gb_per_second=_bandwidth())
+    """This CPU, its speed measured in a tenth of a second, once a day."""
+    threads = [os.environ.get("OMP_NUM_THREADS"), os.cpu_count()]
+    tflops, gb_per_second = kept(["speed", processor(), *threads, date.today().isoformat()], lambda: [_products(), _bandwidth()])
+    return Machine(name="this machine's CPU", kind="cpu", memory=main_memory(), tflops=tflops, gb_per_second=gb_per_second)
 
 
 def _products() -> float:

@@ -14,8 +14,7 @@ from hubdistill.estimate.machines import GIB, Machine
 from hubdistill.estimate.traces import trace
 from hubdistill.estimate.weights import BYTES, Counts, adapter_count, count, model_bytes, settings_of
 from hubdistill.evaluation.budget import KEPT_BYTES, ROWS, TILE_BYTES
-from hubdistill.losses.head import CAST_BYTES
-from hubdistill.losses.tiles import fitting, usual_budget, whole_budget
+from hubdistill.losses.budget import CAST_BYTES, fitting, usual_budget, whole_budget
 from hubdistill.models.quantized_config import stored
 
 if TYPE_CHECKING:

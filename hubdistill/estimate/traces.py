@@ -6,7 +6,7 @@ from dataclasses import asdict
 from functools import lru_cache
 
 from hubdistill.estimate.calls import Call, Trace
-from hubdistill.estimate.kept import kept
+from hubdistill.models.kept import kept
 
 
 @lru_cache(maxsize=256)

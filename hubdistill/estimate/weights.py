@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from hubdistill.estimate.kept import kept
+from hubdistill.models.kept import kept
 from hubdistill.models.sources import NOT_RESOLVED
 
 if TYPE_CHECKING:

@@ -38,22 +38,28 @@ def hardware(device: str) -> str:
     chosen = pick_device(device)
     if chosen.type == "cuda":
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(chosen)}"
-    model = next((line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
-    return f"{torch.get_num_threads()} threads of {model}" if chosen.type == "cpu" else str(chosen)
+    return f"{torch.get_num_threads()} threads of {processor()}" if chosen.type == "cpu" else str(chosen)
 
 
-def _cpuinfo() -> list[str]:
+def processor() -> str:
+    """The CPU's model name, where the system says it."""
     path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of a device's memory."""
+    if device.type != "cuda":
+        return main_memory()
+    import torch
+
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 @cache
-def device_memory(device: torch.device) -> int:
-    """Bytes of a device's memory; of a CPU's what a process can have: all, or what its control group allows."""
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.get_device_properties(device).total_memory
+def main_memory() -> int:
+    """Bytes of main memory that a process can have: all, or what its control group allows."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))

@@ -14,10 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hubdistill.errors import TrainingError
+from hubdistill.losses.budget import whole_budget
 from hubdistill.losses.chunked import Head, Responses
 from hubdistill.losses.contrastive import LossPreset, contrastive_loss, response_gaps
 from hubdistill.losses.schedules import AlphaCurriculum, beta_at
-from hubdistill.losses.tiles import whole_budget
 from hubdistill.modalities.base import Batch, Reading, rows_of
 from hubdistill.models.hardware import device_memory
 from hubdistill.models.load import base_of, head_of

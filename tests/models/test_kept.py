@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hubdistill.estimate import kept as module
-from hubdistill.estimate.kept import kept
+from hubdistill.models import kept as module
+from hubdistill.models.kept import kept
 
 
 @pytest.fixture
@@ -50,3 +50,20 @@ def test_what_was_kept_is_forecast_without_running_a_model(cache, tmp_path):
     first, second = (json.loads(subprocess.run([sys.executable, "-c", watch, str(recipe)], capture_output=True, text=True, check=True, cwd=ROOT).stdout) for _ in range(2))
     assert first == [second[0], True]
     assert second[1] is False
+
+
+def test_a_second_plan_imports_neither_torch_nor_transformers(cache, tmp_path):
+    """They take seconds to import, which is most of what a plan takes then."""
+    import subprocess
+    import sys
+
+    from tests import tiny
+    from tests.command import ROOT
+
+    recipe = tiny.write_recipe(tmp_path / "recipe")
+    watch = ("import atexit, sys\nfrom hubdistill.cli import main\n"
+             "atexit.register(lambda: print(sorted({'torch', 'transformers'} & sys.modules.keys()), file=sys.stderr))\nmain()")  # fmt: skip
+    command = [sys.executable, "-c", watch, "plan", str(recipe), "train.device=cpu"]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT) for _ in range(2))
+    assert (first.stderr, second.stderr) == ("['torch', 'transformers']\n", "[]\n")
+    assert first.stdout == second.stdout

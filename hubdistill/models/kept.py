@@ -1,4 +1,4 @@
-"""What takes seconds to find out about a model, kept in the user's cache folder between commands."""
+"""What takes seconds to find out about models or the machine, kept in the user's cache folder between commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from hubdistill.files import digest_of, file_sha256
 from hubdistill.models.sources import cache_root
 
-FOUND_BY = ("estimate/meta.py", "estimate/weights.py", "models/layers.py", "models/pair_attention.py")  # code that a value depends on
+FOUND_BY = ("estimate/meta.py", "estimate/weights.py", "models/layers.py", "models/pair_attention.py", "models/load.py", "models/vocab.py")  # code that a value depends on
 
 
 def kept(key: Any, find: Callable[[], Any]) -> Any:
