@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests.hub_server import Entry, HubServer, git_blob_sha, lfs_pointer
 
@@ -111,14 +112,15 @@ def weight_bytes(model: str) -> int:
 
 def seed(hub: HubServer) -> None:
     """Create every recorded model repo and every data set repo on `hub`."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
     api = HfApi(endpoint=hub.url, token=SEED_TOKEN)
-    for model in model_ids():
-        _commit(api, model, "model", _model_files(model))
-        _list_weights(hub, model)
-    for dataset in DATASETS:
-        _commit(api, dataset, "dataset", _dataset_files(dataset))
+    with mock.patch.object(constants, "HF_HUB_DISABLE_XET", True):  # its client has no deadline, and once waited for ever on a busy machine
+        for model in model_ids():
+            _commit(api, model, "model", _model_files(model))
+            _list_weights(hub, model)
+        for dataset in DATASETS:
+            _commit(api, dataset, "dataset", _dataset_files(dataset))
 
 
 def _commit(api: Any, repo: str, kind: str, files: dict[str, bytes]) -> None:
