@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hubdistill.estimate.machines import Machine
 from hubdistill.estimate.memory import Sizes
 from hubdistill.estimate.weights import BYTES, count
+from hubdistill.evaluation.budget import ROWS
 from hubdistill.losses.contrastive import INTERLEAVED
 from hubdistill.plan_checks import judgements
 
@@ -37,19 +38,30 @@ class Rates:
     pair: float  # a pair of training
     response: dict[str, float]  # who -> a response
     row: float  # a row of warm-up
+    scored: float  # a held-out prompt of a subject: its own response and the teacher's, read by both
 
 
 def guessed(plan: Plan, machine: Machine) -> Rates:
     """From the sizes of the models and the speed of the device."""
     sizes, recipe = Sizes(plan, machine.kind), plan.recipe
     student, teacher = sizes.counts("student"), sizes.counts("teacher")
-    length, passes = recipe.prompts.max_tokens + recipe.sampling.max_tokens, 3 if recipe.train.gradient_checkpointing else 2
-    launches = LAUNCH[machine.kind] / recipe.train.micro_batch  # seconds a layer and pass
-    row = max(2 * passes * student.blocks * length / _speed(sizes, machine, "student"), passes * student.layers * launches / 2)
-    reads = max(2 * teacher.blocks * length / _speed(sizes, machine, "teacher"), teacher.layers * launches / 2)
+    prompt, response, passes = recipe.prompts.max_tokens, recipe.sampling.max_tokens, 3 if recipe.train.gradient_checkpointing else 2
+
+    def read(who: str, tokens: int, passes: int = 1, together: int = recipe.train.micro_batch) -> float:
+        counts = sizes.counts(who)
+        return passes * max(2 * counts.blocks * tokens / _speed(sizes, machine, who), counts.layers * LAUNCH[machine.kind] / together)
+
+    def pair(who: str) -> int:
+        return prompt + 2 * response if sizes.shared(who) else 2 * (prompt + response)
+
     vocab = plan.vocab or student.vocab
-    products = 2 * recipe.sampling.max_tokens * vocab * (2 * student.hidden + teacher.hidden) / _speed(sizes, machine, "student")
-    return Rates(2 * (row + reads + products), {who: _response(sizes, machine, who) for who in ("teacher", "student")}, row)
+    products = 2 * response * vocab * (2 * student.hidden + teacher.hidden) / _speed(sizes, machine, "student")
+    return Rates(
+        pair=read("student", pair("student"), passes) + read("teacher", pair("teacher")) + 2 * products,
+        response={who: _response(sizes, machine, who) for who in ("teacher", "student")},
+        row=read("student", prompt + response, passes),
+        scored=2 * (sum(read(who, prompt + response, together=ROWS) for who in ("student", "teacher")) + products),
+    )
 
 
 def _speed(sizes: Sizes, machine: Machine, who: str) -> float:
@@ -78,8 +90,8 @@ def probed(plan: Plan, machine: Machine, found: Probed) -> Rates:
     pair = found.micro_batch / recipe.train.micro_batch
     batch = recipe.sampling.batch_size
     answered = {who: token * recipe.sampling.max_tokens / batch for who, token in found.token.items()}
-    share = rates.row / rates.pair
-    return Rates(pair, rates.response | answered, pair * share)
+    share = pair / rates.pair
+    return Rates(pair, rates.response | answered, share * rates.row, share * rates.scored)
 
 
 def seconds_of(plan: Plan, rates: Rates) -> dict[str, float] | None:
@@ -101,7 +113,7 @@ def seconds_of(plan: Plan, rates: Rates) -> dict[str, float] | None:
         "sampling": ((by_teacher + by_both) * rates.response["teacher"] + (by_student + by_both) * rates.response["student"]) * (share if recipe.sampling.engine == "transformers" else 1),
         "warm-up": warm_up * share,
         "training": rounds * most * rates.pair * share,
-        "evaluation": asked * (rates.response["teacher"] + EVALUATED * (rates.response["student"] + rates.pair / 2)) + _judged(plan) * rates.response["student"],
+        "evaluation": asked * (rates.response["teacher"] + EVALUATED * (rates.response["student"] + rates.scored)) + _judged(plan) * rates.response["student"],
     }
 
 

@@ -88,11 +88,15 @@ class Sizes:
         made = self.kind == "cpu" and self.packed is not None and stored(self.facts("student")) is None
         return {"mapped file": self.counts("student").blocks * BYTES["float32"]} if made else {}
 
+    def shared(self, who: str) -> bool:
+        """Whether a model reads the prompt of a pair once."""
+        return all(self.plan.preset.sides) and self.plan.sharing[who].shared
+
     def pairs(self, who: str, *, train: bool = False) -> Trace:
         """A micro-batch: pairs in one row where the model reads so, else a row for each response."""
-        recipe, preset = self.plan.recipe, self.plan.preset
-        length, shared = recipe.prompts.max_tokens + recipe.sampling.max_tokens, all(preset.sides) and self.plan.sharing[who].shared
-        if not shared:
+        recipe = self.plan.recipe
+        length = recipe.prompts.max_tokens + recipe.sampling.max_tokens
+        if not self.shared(who):
             return self.trace(who, 2 * recipe.train.micro_batch, length, train=train)
         return self.trace(who, recipe.train.micro_batch, length, train=train, response=recipe.sampling.max_tokens)
 

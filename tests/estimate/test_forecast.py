@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hubdistill.errors import DoesNotFit
-from hubdistill.estimate import memory
+from hubdistill.estimate import costs, memory
 from hubdistill.estimate.fit import CHANGES, cheapest_fix, held, too_large
 from hubdistill.estimate.forecast import forecast
 from hubdistill.estimate.machines import GPUS, gpu_named
@@ -135,7 +135,7 @@ def test_plan_forecasts_on_a_named_gpu(recipe, monkeypatch, capsys):
 def test_what_both_write_takes_both_and_nothing_is_counted_that_is_not_sampled(recipe):
     from hubdistill.estimate.costs import Rates, seconds_of
 
-    rates = Rates(pair=0, response={"teacher": 1.0, "student": 100.0}, row=0)
+    rates = Rates(pair=0, response={"teacher": 1.0, "student": 100.0}, row=0, scored=0)
     sampling = {}
     for name in ("distillm2", "seqkd", "kd", "imitkd", "off_policy", "skd", "loss.fixed_responses=interleaved"):
         plan = make_plan(load_recipe(recipe, [name if "=" in name else f"loss.preset={name}", "train.rounds=3"]))
@@ -206,3 +206,19 @@ def test_the_longest_response_is_held_whole_where_alpha_needs_it(plan, monkeypat
     assert loss(plan, 16 * longest * row - 16) == loss(plan, 0)
     off = replace(plan, preset=replace(plan.preset, anchor="off"))
     assert loss(off, 16 * longest * row) == loss(off, 0)
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_a_prompt_that_is_read_once_is_counted_once(plan, monkeypatch, once):
+    """By hand: operations of a pair and of an evaluated prompt on a device with time for nothing but products."""
+    machine = replace(gpu_named("T4"), kind="cpu", tflops=1e-6)
+    recipe, student, teacher = plan.recipe, count(plan.student), count(plan.teacher)
+    prompt, response = recipe.prompts.max_tokens, recipe.sampling.max_tokens
+    head = 2 * response * plan.vocab * (2 * student.hidden + teacher.hidden)
+    if not once:
+        monkeypatch.setattr(memory.Sizes, "shared", lambda self, who: False)
+    tokens, speed = prompt + 2 * response if once else 2 * (prompt + response), 1e6 * costs.REACHED
+    rates = costs.guessed(plan, machine)
+    assert rates.pair * speed == pytest.approx(2 * tokens * (2 * student.blocks + teacher.blocks) + 2 * head)
+    assert rates.row * speed == pytest.approx(4 * student.blocks * (prompt + response))
+    assert rates.scored * speed == pytest.approx(4 * (prompt + response) * (student.blocks + teacher.blocks) + 2 * head)
