@@ -17,7 +17,7 @@ from hubdistill.losses.budget import whole_budget
 from hubdistill.losses.chunked import Head, Responses, chunked_divergence
 from hubdistill.losses.head import compute_dtype
 from hubdistill.losses.tiles import tile_rows
-from hubdistill.models.hardware import device_memory
+from hubdistill.models.hardware import main_memory
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def ours_curriculum(inputs: Inputs) -> Tensor:
 
 
 def _ours(inputs: Inputs, alpha: Any) -> Tensor:
-    whole = whole_budget(device_memory(inputs.weights.device))  # as the trainer does
+    whole = whole_budget(inputs.weights.device.type, main_memory())  # as the trainer does
     loss, _ = chunked_divergence(inputs.responses, inputs.student, inputs.teacher, inputs.weights, alpha, whole_bytes=whole)
     return torch.autograd.grad(loss, inputs.responses.student_ND)[0]
 

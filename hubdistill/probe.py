@@ -126,16 +126,24 @@ def _train(shop: Workshop, prompts: Sequence[Prompt]) -> tuple[Peaks, float]:
     release_memory()
     with measured() as peaks, _teacher(shop) as teacher, borrowed(lambda: shop.load_to_train(None)) as student:
         distillation = Distillation(teacher=teacher, reading=shop.reading, vocab=shop.vocab, preset=plan.preset, position=Position(round=1, rounds=train.rounds),
-                                    curriculum=AlphaCurriculum(plan.preset, round=1), shared=shop.who_shares(teacher, student, pairs[0]))  # fmt: skip
+                                    curriculum=_curriculum(plan), shared=shop.who_shares(teacher, student, pairs[0]))  # fmt: skip
         distillation = held_against_before(distillation, student, pairs, train.micro_batch)
         arguments = on_one_device(TrainingArguments(**training_arguments(
             shop.folder / "training", train, seed=train.seed, accumulation=1, num_train_epochs=1, save_strategy="no", report_to=[],
             per_device_train_batch_size=train.micro_batch * plan.preset.prompts_per_pair)))  # fmt: skip
         trainer = ContrastiveTrainer(student, arguments, pairs, distillation, callbacks=[clock])  # type: ignore[arg-type]
         trainer.remove_callback(PrinterCallback)
+        trainer.works_ahead = False  # the second step's images would be read in the first one's time
         trainer.train()
         del trainer
     return peaks, clock.ends[-1] - clock.ends[-2]
+
+
+def _curriculum(plan: Plan) -> AlphaCurriculum:
+    """As it is after round 1 where alpha is chosen for each response, whole ones: that takes more memory."""
+    found = AlphaCurriculum(plan.preset, round=2)
+    found.anchors = [1.0, 1.0]
+    return found
 
 
 @contextmanager

@@ -98,7 +98,8 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         results = command_lines(child_env(hub.url, home), home, *(["plan", name, "--json"] for name in [*TEXT, *BEYOND_TEXT]), ["plan", TEXT[-1]])
         found = {name: (code, json.loads(out)) for name, (code, out) in zip([*TEXT, *BEYOND_TEXT], results, strict=False)}
         asked = hub.log[before:]
-        cached = command_lines(child_env("http://hub.invalid", home), home, ["plan", TEXT[-1], "--offline", "--json"], cut=True)
+        fresh = {"HUBDISTILL_CACHE": str(home / "fresh")}  # what the plans before have kept would be read in place of the Hub's cache
+        cached = command_lines(child_env("http://hub.invalid", home, **fresh), home, ["plan", TEXT[-1], "--offline", "--json"], cut=True)
         yield {"found": found, "text": results[-1], "cached": cached[0], "heads": heads, "log": asked}
 
 

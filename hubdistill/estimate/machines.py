@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import sys
 import time
 from dataclasses import dataclass, replace
 from datetime import date
@@ -10,7 +12,7 @@ from difflib import get_close_matches
 from functools import cache
 
 from hubdistill.errors import InputError
-from hubdistill.models.hardware import main_memory, processor
+from hubdistill.models.hardware import main_memory, processor, processors
 from hubdistill.models.kept import kept
 
 GIB = 2**30
@@ -83,9 +85,10 @@ def this_machine(device: str) -> Machine:
 
 @cache
 def _cpu() -> Machine:
-    """This CPU, its speed measured in a tenth of a second, once a day."""
-    threads = [os.environ.get("OMP_NUM_THREADS"), os.cpu_count()]
-    tflops, gb_per_second = kept(["speed", processor(), *threads, date.today().isoformat()], lambda: [_products(), _bandwidth()])
+    """This CPU, its speed measured in a tenth of a second; or as it was measured today, where torch would have to be imported for that."""
+    threads = [os.environ.get("OMP_NUM_THREADS"), os.environ.get("MKL_NUM_THREADS"), processors()]
+    key = ["speed", platform.node(), processor(), threads, date.today().isoformat()]
+    tflops, gb_per_second = kept(key, lambda: [_products(), _bandwidth()], anew="torch" in sys.modules)
     return Machine(name="this machine's CPU", kind="cpu", memory=main_memory(), tflops=tflops, gb_per_second=gb_per_second)
 
 

@@ -220,11 +220,12 @@ def _loss(sizes: Sizes, pairs: int) -> int:
     """Buffers of the chunked loss (losses/chunked.py) at N = 2 R tokens a pair, and hidden states with their gradients."""
     recipe, vocab = sizes.plan.recipe, sizes.plan.vocab or sizes.counts("student").vocab
     tokens, student, teacher = 2 * pairs * recipe.sampling.max_tokens, sizes.counts("student"), sizes.counts("teacher")
-    longest = recipe.sampling.max_tokens if sizes.plan.preset.anchor != "off" else 0  # alpha needs it whole
-    tile = min(tokens, fitting(usual_budget(sizes.kind), 2 * vocab * 4, longest=longest, whole_bytes=whole_budget(sizes.memory)))
+    row, whole = 2 * vocab * 4, whole_budget(sizes.kind, sizes.memory)
+    longest = min(recipe.sampling.max_tokens, whole // row) if sizes.plan.preset.anchor != "off" else 0  # alpha needs it whole; a longer one is cut
+    tile = min(tokens, fitting(usual_budget(sizes.kind), row, longest=longest, whole_bytes=whole))
     narrow = tile * vocab * 2 if sizes.kind == "cuda" and sizes.dtype("student") == "bfloat16" else 0  # the gradient's own buffer
     casts = sum(CAST_BYTES for who in ("teacher", "student") if sizes.kind == "cpu" and sizes.dtype(who) != "float32")
-    return 2 * tile * vocab * 4 + narrow + casts + tokens * (student.hidden * 4 * 3 + teacher.hidden * 4)
+    return tile * row + narrow + casts + tokens * (student.hidden * 4 * 3 + teacher.hidden * 4)
 
 
 def _evaluation(sizes: Sizes) -> StageMemory:
@@ -238,4 +239,4 @@ def _evaluation(sizes: Sizes) -> StageMemory:
     saying = sum(_generation(sizes, "student", recipe.sampling.batch_size, max([length, *judged]) - length).values())
     apart = sizes.plan.recipe.teacher.device not in ("auto", recipe.train.device)
     return StageMemory("evaluation", {"student": sizes.weights("student") + sizes.adapter * 4, "teacher": 0 if apart else sizes.weights("teacher"),
-                                      "activations, keys and values": max(scoring, saying), "what the teacher said": min(KEPT_BYTES, held)} | sizes.mapped)  # fmt: skip
+                                      "activations, keys and values": max(scoring, saying), "what the teacher said": min(KEPT_BYTES, held) if sizes.kind == "cpu" else 0} | sizes.mapped)  # fmt: skip

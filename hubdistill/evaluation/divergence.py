@@ -35,7 +35,7 @@ class Scorer:
     reading: Reading
     vocab: int
     row_of: Callable[[Response], Row] = field(default=lambda response: Row(response.prompt_ids, response.response_ids))
-    read: dict[tuple[Response, ...], torch.Tensor] = field(default_factory=dict, repr=False)  # the teacher's states of batches that come again
+    read: dict[tuple[Response, ...], torch.Tensor] = field(default_factory=dict, init=False, repr=False)  # the teacher's states of batches that come again, in main memory
 
     def score(self, model: PreTrainedModel, responses: Sequence[Response], progress: Callable[[int], None] | None = None, *, again: bool = False) -> dict[str, dict[str, float]]:
         """Per-prompt means over response tokens: metric -> prompt id -> value.
@@ -47,9 +47,9 @@ class Scorer:
         """
         return self._means(partial(self._divergences, model, again=again), METRICS, responses, progress)
 
-    def nll(self, model: PreTrainedModel, responses: Sequence[Response]) -> dict[str, float]:
-        """The nll of `score` alone: the teacher reads nothing."""
-        return self._means(partial(self._nll, model), ("nll",), responses)["nll"]
+    def nll(self, model: PreTrainedModel, responses: Sequence[Response], *, again: bool = False) -> dict[str, float]:
+        """The nll of `score` alone: the teacher reads nothing for another model. `again`, of the teacher: as in `score`."""
+        return self._means(partial(self._nll, model, again=again), ("nll",), responses)["nll"]
 
     @torch.inference_mode()
     def _means(self, measure: Callable[[Sequence[Response], Batch], dict[str, torch.Tensor]], metrics: Sequence[str], responses: Sequence[Response],
@@ -74,16 +74,17 @@ class Scorer:
         teacher_head, student_head = (_head_on(each, model.device).first(self.vocab) for each in (self.teacher, model))
         return token_metrics(teacher_ND.to(model.device), student_ND, teacher_head, student_head, batch.labels_N.to(model.device))
 
-    def _nll(self, model: PreTrainedModel, rows: Sequence[Response], batch: Batch) -> dict[str, torch.Tensor]:
+    def _nll(self, model: PreTrainedModel, rows: Sequence[Response], batch: Batch, *, again: bool) -> dict[str, torch.Tensor]:
         head = _head_on(model, model.device).first(self.vocab)
-        return {"nll": token_nll(self._states(model, batch), head, batch.labels_N.to(model.device))}
+        states_ND = self._teacher_states(tuple(rows), batch, again=again) if model is self.teacher else self._states(model, batch)
+        return {"nll": token_nll(states_ND.to(model.device), head, batch.labels_N.to(model.device))}
 
     def _teacher_states(self, rows: tuple[Response, ...], batch: Batch, *, again: bool) -> torch.Tensor:
         if rows in self.read:
             return self.read[rows]
         states_ND = self._states(self.teacher, batch)
         if again and states_ND.nbytes + sum(kept.nbytes for kept in self.read.values()) <= KEPT_BYTES:
-            self.read[rows] = states_ND
+            self.read[rows] = states_ND.cpu()
         return states_ND
 
     def _states(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:

@@ -92,7 +92,7 @@ def measure(heldout: HeldOut, specs: Sequence[EvaluationSpec], also: Also | None
     kinds: set[str] = {spec.kind for spec in specs}
     if "divergence" in kinds:
         # The teacher on its own responses: only its NLL (the entropy of what it said) can be above zero.
-        heldout.keep("teacher", "nll", ON_TEACHER, heldout.scorer.nll(heldout.scorer.teacher, list(heldout.teacher_responses.rows())))
+        heldout.keep("teacher", "nll", ON_TEACHER, heldout.scorer.nll(heldout.scorer.teacher, list(heldout.teacher_responses.rows()), again=True))
         _score_truth(heldout, "teacher", heldout.scorer.teacher)
     if heldout.preferences:
         _score_preferences(heldout, "teacher", heldout.scorer.teacher)

@@ -41,20 +41,16 @@ def hardware(device: str) -> str:
     return f"{torch.get_num_threads()} threads of {processor()}" if chosen.type == "cpu" else str(chosen)
 
 
+def processors() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def processor() -> str:
     """The CPU's model name, where the system says it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def device_memory(device: torch.device) -> int:
-    """Bytes of a device's memory."""
-    if device.type != "cuda":
-        return main_memory()
-    import torch
-
-    return torch.cuda.get_device_properties(device).total_memory
 
 
 @cache

@@ -14,14 +14,14 @@ from typing import Any
 from hubdistill.files import digest_of, file_sha256
 from hubdistill.models.sources import cache_root
 
-FOUND_BY = ("estimate/meta.py", "estimate/weights.py", "models/layers.py", "models/pair_attention.py", "models/load.py", "models/vocab.py")  # code that a value depends on
+FOUND_BY = ("estimate/meta.py", "estimate/weights.py", "estimate/machines.py", "models/layers.py", "models/pair_attention.py", "models/load.py", "models/vocab.py")  # code that a value depends on
 
 
-def kept(key: Any, find: Callable[[], Any]) -> Any:
-    """What `find` returned for this key (both JSON-able) when it was last asked, by this code and these libraries. A cache that cannot be
-    read or written is done without."""
+def kept(key: Any, find: Callable[[], Any], *, anew: bool = False) -> Any:
+    """What `find` returned for this key (both JSON-able) when it was last asked, by this code and these libraries; or it is asked `anew`.
+    A cache that cannot be read or written is done without."""
     name = digest_of([key, _code()])
-    if (found := _read(name)) is None:
+    if anew or (found := _read(name)) is None:
         found = find()
         _write(name, found)
     return found
@@ -30,7 +30,7 @@ def kept(key: Any, find: Callable[[], Any]) -> Any:
 @cache
 def _code() -> list[str]:
     package = Path(__file__).parents[1]
-    return [file_sha256(package / file) for file in FOUND_BY] + [version(name) for name in ("torch", "transformers")]
+    return [file_sha256(package / file) for file in FOUND_BY] + [version(name) for name in ("torch", "transformers", "tokenizers")]
 
 
 def _open() -> sqlite3.Connection:

@@ -17,7 +17,7 @@ from hubdistill.specs import ModelSpec
 
 PYPI, TOY = "pypi:", "toy:"
 NOT_RESOLVED = "not resolved (offline)"
-MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,20 +92,6 @@ class WithNobody(Dataset[Any]):
         return len(self.rows)
 
 
-class Ahead(DataLoader[Any]):
-    """A loader that makes its next `ahead` micro-batches in a thread while one is trained on: that is when images are read and resized.
-
-    Not in processes, as DataLoader's own workers: those hand tensors over in /dev/shm, of which a container has 64 MB.
-    """
-
-    def __init__(self, *args: Any, ahead: int, **kwargs: Any):
-        self.ahead = ahead
-        super().__init__(*args, **kwargs)
-
-    def __iter__(self) -> Any:
-        return made_ahead(super().__iter__(), self.ahead)
-
-
 END = object()
 
 
@@ -121,9 +107,24 @@ def made_ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
         thread.shutdown(cancel_futures=True)
 
 
+class WorksAhead:
+    """Mixed into a Trainer, has the micro-batches of its next optimiser step made in a thread while one is trained: that is when images are
+    read and resized. Not in a DataLoader's processes: those hand tensors over in /dev/shm, of which a container has 64 MB. And not in a
+    loader of our own: accelerate's `skip_first_batches` puts a plain one in its place when training is resumed.
+    """
+
+    works_ahead = True
+    _made: tuple[Any, Iterator[Any]] | None = None  # of which iterator
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        if self.works_ahead and (self._made is None or self._made[0] is not epoch_iterator):
+            self._made = epoch_iterator, made_ahead(epoch_iterator, num_batches)
+        return super().get_batch_samples(self._made[1] if self._made else epoch_iterator, num_batches, device)  # type: ignore[misc]
+
+
 def loader(rows: Any, collate: Callable[[Sequence[Any]], Any], arguments: TrainingArguments, lengths: Sequence[int]) -> DataLoader[Any]:
     """What a Trainer with these arguments takes its micro-batches from; `lengths` are the rows' in tokens. `collate` gets [None] for nobody."""
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     order = Order(len(rows), arguments.per_device_train_batch_size, seed, arguments.process_index, arguments.world_size,
                   lengths=lengths, step=arguments.gradient_accumulation_steps * arguments.world_size)  # fmt: skip
-    return Ahead(WithNobody(rows), batch_sampler=order, collate_fn=collate, ahead=arguments.gradient_accumulation_steps)  # the Trainer takes a step's at once
+    return DataLoader(WithNobody(rows), batch_sampler=order, collate_fn=collate)

@@ -19,11 +19,11 @@ from hubdistill.losses.chunked import Head, Responses
 from hubdistill.losses.contrastive import LossPreset, contrastive_loss, response_gaps
 from hubdistill.losses.schedules import AlphaCurriculum, beta_at
 from hubdistill.modalities.base import Batch, Reading, rows_of
-from hubdistill.models.hardware import device_memory
+from hubdistill.models.hardware import main_memory
 from hubdistill.models.load import base_of, head_of
 from hubdistill.models.pair_attention import pair_attention
 from hubdistill.pairs.join import Pair, Pairs
-from hubdistill.training.order import loader
+from hubdistill.training.order import WorksAhead, loader
 from hubdistill.training.reference import Likelihoods
 from hubdistill.training.teachers import Teacher
 from hubdistill.training.telemetry import Telemetry
@@ -100,7 +100,7 @@ class PairCollator:
         return {"micro": MicroBatch(self.reading.collate(rows, self.shared), tuple(pair.prompt_id for pair in pairs), not found)}
 
 
-class ContrastiveTrainer(Trainer):
+class ContrastiveTrainer(WorksAhead, Trainer):
     """One round of DistiLLM-2: one pass over the round's pairs with eq. 2 of the paper.
 
     The loss is normalised over all pairs of an optimiser step (on all processes), so it does not depend on how they
@@ -180,7 +180,7 @@ class ContrastiveTrainer(Trainer):
         loss, per_token = contrastive_loss(
             responses, self._student_head, settings.teacher.head, settings.preset, beta=beta,
             alpha=settings.curriculum.rule(), pairs=pairs, side_tokens=(tokens[0], tokens[1]), vocab=settings.vocab,
-            whole_bytes=whole_budget(device_memory(device)), reference_logp_N=settings.reference_logps(micro.prompt_ids),
+            whole_bytes=whole_budget(device.type, main_memory()), reference_logp_N=settings.reference_logps(micro.prompt_ids),
         )  # fmt: skip
         if not torch.isfinite(loss):
             raise TrainingError(

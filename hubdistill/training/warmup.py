@@ -13,7 +13,7 @@ from hubdistill.errors import TrainingError
 from hubdistill.files import write_atomically
 from hubdistill.modalities.base import Row, TokenRow
 from hubdistill.models.lora import in_fp32
-from hubdistill.training.order import loader
+from hubdistill.training.order import WorksAhead, loader
 from hubdistill.training.rounds import on_one_device, require_finite, training_arguments
 from hubdistill.training.telemetry import metrics_lines
 
@@ -93,7 +93,7 @@ def warm_up(model: PeftModel, tokenizer: Any, rows: Sequence[Row], spec: WarmupS
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    class Warmup(SFTTrainer):
+    class Warmup(WorksAhead, SFTTrainer):  # type: ignore[misc]
         """TRL's, with the rows in our order, as the modality turns them into arguments: images are encoded here."""
 
         def get_train_dataloader(self):

@@ -203,7 +203,8 @@ def test_the_longest_response_is_held_whole_where_alpha_needs_it(plan, monkeypat
 
     row, longest = 2 * plan.vocab * 4, plan.recipe.sampling.max_tokens
     assert loss(plan, 16 * longest * row) - loss(plan, 0) == (longest - 1) * row
-    assert loss(plan, 16 * longest * row - 16) == loss(plan, 0)
+    assert loss(plan, 16 * longest * row - 16) - loss(plan, 0) == (longest - 2) * row  # one token shorter, a response is still whole
+    assert memory._loss(memory.Sizes(plan, "cuda", 10**12), 4) == memory._loss(memory.Sizes(plan, "cuda", 0), 4)
     off = replace(plan, preset=replace(plan.preset, anchor="off"))
     assert loss(off, 16 * longest * row) == loss(off, 0)
 

@@ -69,11 +69,12 @@ class Counted:
         return READING.hidden(model, inputs, rows, columns)
 
 
-@pytest.mark.parametrize(("kept", "read"), [(2**20, 11), (0, 33)])
+@pytest.mark.parametrize(("kept", "read"), [(2**20, 11), (0, 44)])
 def test_the_teacher_reads_what_comes_again_once_and_nothing_for_an_nll(monkeypatch, teacher, student, kept, read):
     monkeypatch.setattr(divergence, "KEPT_BYTES", kept)
     rows, reading = responses(11), Counted()
     scorer = Scorer(teacher, reading, VOCAB)
+    assert scorer.nll(teacher, rows, again=True) == pytest.approx({row.prompt_id: naive(teacher, teacher, row)["nll"] for row in rows}, rel=1e-4)
     found = [scorer.score(student, rows, again=True) for _ in range(3)]
     assert found == [Scorer(teacher, READING, VOCAB).score(student, rows)] * 3
     assert reading.rows == {teacher: read, student: 33}

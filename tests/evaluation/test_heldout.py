@@ -42,8 +42,9 @@ class StandInScorer:
         assert again == (who == self.teacher)  # whose responses every subject is measured on
         return self._values(model, responses, who)
 
-    def nll(self, model, responses):
+    def nll(self, model, responses, *, again=False):
         (who,) = {response.response_ids[0] for response in responses}
+        assert again == (who == self.teacher)
         return self._values(model, responses, who)["nll"]
 
     def _values(self, model, responses, who):

@@ -6,10 +6,9 @@ import threading
 from itertools import combinations, pairwise
 
 import pytest
-import torch
 from accelerate.data_loader import SeedableRandomSampler
 
-from hubdistill.training.order import NOBODY, Ahead, Order, by_length, made_ahead
+from hubdistill.training.order import NOBODY, Order, WorksAhead, by_length, made_ahead
 
 
 @pytest.mark.parametrize("rows", [1, 7, 10])
@@ -110,10 +109,39 @@ def test_who_stops_early_leaves_no_thread():
     assert threading.active_count() == before
 
 
-def test_a_loader_that_works_ahead_gives_what_another_gives_and_draws_no_other_numbers():
-    rows = torch.arange(11)
-    found = []
-    for loader in (torch.utils.data.DataLoader(rows, batch_sampler=Order(11, 2, 7)), Ahead(rows, batch_sampler=Order(11, 2, 7), ahead=3)):
-        torch.manual_seed(0)
-        found.append([[batch.tolist() for _ in range(2) for batch in loader], torch.rand(1).item(), len(loader)])
-    assert found[0] == found[1]
+class Takes:
+    """What a Trainer does with the batches of an optimiser step."""
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        return [item for _, item in zip(range(num_batches), epoch_iterator, strict=False)], device
+
+
+class Ahead(WorksAhead, Takes):
+    pass
+
+
+def test_a_trainer_has_its_next_step_made_while_it_is_at_work():
+    made, enough = [], threading.Event()
+
+    def epoch(first):
+        for number in range(first, first + 5):
+            made.append(number)
+            if number == 3:
+                enough.set()
+            yield number
+
+    trainer, items = Ahead(), epoch(0)
+    assert trainer.get_batch_samples(items, 2, "cpu") == ([0, 1], "cpu")
+    assert enough.wait(30)  # nobody has asked for 2 and 3
+    assert [trainer.get_batch_samples(items, number, "cpu")[0] for number in (2, 1)] == [[2, 3], [4]]
+    items = epoch(10)  # the next one
+    assert trainer.get_batch_samples(items, 2, "cpu")[0] == [10, 11]
+    assert trainer.get_batch_samples(items, 9, "cpu")[0] == [12, 13, 14]
+    assert made == [*range(5), *range(10, 15)]
+
+
+def test_a_trainer_that_does_not_work_ahead_takes_what_it_needs_alone():
+    trainer, items = Ahead(), iter(range(5))
+    trainer.works_ahead = False
+    assert trainer.get_batch_samples(items, 2, "cpu")[0] == [0, 1]
+    assert list(items) == [2, 3, 4]
