@@ -4,8 +4,9 @@
     python benchmarks/train_step.py --kind int4             # the student in 4 bit; --kind vlm: two LLaVAs, one image a prompt
     python benchmarks/train_step.py --device cuda --dtype bfloat16 --pairs 8 --config FOLDER   # random weights of a config.json
 
-Variants (train_step_variants.py) run in turn, several times; the table shows medians, and the peak memory beyond the models,
-each variant in a process of its own. On CPU: CPU time of the process (threads wait passively). On CUDA: time between events
+Variants (train_step_variants.py) run in turn, several times; the table shows median seconds, the median of the ratios within a turn with
+the smallest and the largest (a shared machine is faster or slower from minute to minute), and the peak memory beyond the models, each
+variant in a process of its own. On CPU: CPU time of the process (threads wait passively). On CUDA: time between events
 and torch's own peak. The optimiser's step, equal for all, is left out. `trl` and `gkd` need TRL; `liger`
 needs `pip install --no-deps liger-kernel`, and on a CPU a C++ compiler.
 """
@@ -34,15 +35,21 @@ from train_step_variants import VARIANTS, Case, make_case, prepare, step
 from transformers.utils.logging import disable_progress_bar
 
 
-def timings(case: Case, names: list[str], args: argparse.Namespace) -> dict[str, float]:
-    """Median seconds per variant, interleaved, after a first step that sets up threads, pages and kernels."""
+def timings(case: Case, names: list[str], args: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of each variant, turn by turn, after a first step that sets up threads, pages and kernels."""
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
         step(case, name)
     for _ in range(args.repeats):
         for name in names:
             seconds[name].append(seconds_of(lambda name=name: step(case, name), args.device))  # type: ignore[misc]
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
+
+
+def ratio(base: list[float], this: list[float]) -> str:
+    """base / this within a turn: the median, and the smallest and the largest."""
+    found = [one / other for one, other in zip(base, this, strict=True)]
+    return f"{statistics.median(found):.2f}x" + (f" [{min(found):.2f}, {max(found):.2f}]" if len(found) > 1 and base is not this else "")
 
 
 def extra_memory(case: Case, name: str, shape: str, args: argparse.Namespace) -> float:
@@ -73,8 +80,9 @@ def print_shape(shape: str, names: list[str], args: argparse.Namespace) -> None:
     seconds = timings(case, names, args)
     shown = shape if args.kind != "vlm" else f"{len(case.pairs[0].prompt_ids)} and {len(case.pairs[0].student_prompt_ids or ())}:{len(case.pairs[0].teacher_ids)}"
     for name in names:
-        ratios = [f"{seconds[base] / seconds[name]:.2f}x" if base in seconds else "" for base in ("official", "unshared")]
-        time = f"{seconds[name]:.2f} s" if args.device == "cpu" else f"{seconds[name] * 1e3:.0f} ms"
+        ratios = [ratio(seconds[base], seconds[name]) if base in seconds else "" for base in ("official", "unshared")]
+        middle = statistics.median(seconds[name])
+        time = f"{middle:.2f} s" if args.device == "cpu" else f"{middle * 1e3:.0f} ms"
         print(f"| {VARIANTS[name][0]} | {shown} | {time} | {' | '.join(ratios)} | {extra_memory(case, name, shape, args):.0f} MiB |", flush=True)
     if "shared" in names:
         least, whole = floor(profiled(case, "shared"))
