@@ -97,6 +97,7 @@ def watched() -> Iterator[Clock]:
         (trainer.ContrastiveTrainer, "_save_checkpoint", "checkpoints"),
     ]
     with ExitStack() as stack:
+        stack.enter_context(patch.object(trainer.ContrastiveTrainer, "works_ahead", False))  # data made in a thread would be booked on what runs meanwhile
         for owner, name, part in parts:
             stack.enter_context(patch.object(owner, name, clock.timed(getattr(owner, name), part)))
         yield clock
