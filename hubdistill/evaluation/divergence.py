@@ -69,10 +69,10 @@ class Scorer:
         return found
 
     def _divergences(self, model: PreTrainedModel, rows: Sequence[Response], batch: Batch, *, again: bool) -> dict[str, torch.Tensor]:
-        teacher_ND = self._teacher_states(tuple(rows), batch, again=again)
+        teacher_ND = self._teacher_states(tuple(rows), batch, again=again).to(model.device)
         student_ND = teacher_ND if model is self.teacher else self._states(model, batch)
         teacher_head, student_head = (_head_on(each, model.device).first(self.vocab) for each in (self.teacher, model))
-        return token_metrics(teacher_ND.to(model.device), student_ND, teacher_head, student_head, batch.labels_N.to(model.device))
+        return token_metrics(teacher_ND, student_ND, teacher_head, student_head, batch.labels_N.to(model.device))
 
     def _nll(self, model: PreTrainedModel, rows: Sequence[Response], batch: Batch, *, again: bool) -> dict[str, torch.Tensor]:
         head = _head_on(model, model.device).first(self.vocab)

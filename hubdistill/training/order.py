@@ -12,7 +12,7 @@ optimiser step holds, and so what is learnt, does not change.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -95,7 +95,7 @@ class WithNobody(Dataset[Any]):
 END = object()
 
 
-def made_ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
+def made_ahead(items: Iterator[Any], count: int) -> Generator[Any]:
     """The same items in the same order; a thread takes up to `count` more than were asked for. What it raises is raised at its place."""
     thread = ThreadPoolExecutor(1, "ahead")
     try:
@@ -114,12 +114,21 @@ class WorksAhead:
     """
 
     works_ahead = True
-    _made: tuple[Any, Iterator[Any]] | None = None  # of which iterator
+    _made: tuple[Any, Generator[Any]] | None = None  # of which iterator
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         if self.works_ahead and (self._made is None or self._made[0] is not epoch_iterator):
             self._made = epoch_iterator, made_ahead(epoch_iterator, num_batches)
         return super().get_batch_samples(self._made[1] if self._made else epoch_iterator, num_batches, device)  # type: ignore[misc]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and end the thread: a Trainer takes no more than it needs, so what it takes from does not end by itself."""
+        try:
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if self._made:
+                self._made[1].close()
+            self._made = None
 
 
 def loader(rows: Any, collate: Callable[[Sequence[Any]], Any], arguments: TrainingArguments, lengths: Sequence[int]) -> DataLoader[Any]:

@@ -101,12 +101,12 @@ def test_an_error_ahead_is_raised_at_its_place():
 
 
 def test_who_stops_early_leaves_no_thread():
-    before = threading.active_count()
+    before = set(threading.enumerate())
     found = made_ahead(iter(range(10**9)), 3)
     next(found)
-    assert threading.active_count() == before + 1
+    (thread,) = set(threading.enumerate()) - before
     found.close()
-    assert threading.active_count() == before
+    assert not thread.is_alive()
 
 
 class Takes:
@@ -116,8 +116,22 @@ class Takes:
         return [item for _, item in zip(range(num_batches), epoch_iterator, strict=False)], device
 
 
+    def train(self, items):
+        self.get_batch_samples(items, 2, "cpu")
+        self.seen = [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+        raise KeyboardInterrupt
+
+
 class Ahead(WorksAhead, Takes):
     pass
+
+
+def test_no_thread_outlives_training_however_it_ends():
+    trainer, before = Ahead(), set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(iter(range(9)))
+    (thread,) = set(trainer.seen) - before
+    assert not thread.is_alive()
 
 
 def test_a_trainer_has_its_next_step_made_while_it_is_at_work():
